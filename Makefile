@@ -1,0 +1,62 @@
+# Targets are few and do whole things; `make help` lists them. The work is in
+# scripts/, which run as well without make.
+
+GO ?= go
+export CGO_ENABLED ?= 0
+
+version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+go_build := $(GO) build -trimpath -buildvcs=false
+linter := build/tools/golangci-lint-v2.15.0
+
+.DEFAULT_GOAL := build
+.PHONY: help build demo test bench conformance conformance-check lint generate generate-check fuzz cover deps clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## bin/atoll, with the guest agent inside
+	$(go_build) -ldflags '-s -w' -o build/atoll-guest ./cmd/atoll-guest
+	cmp -s build/atoll-guest cmd/atoll/assets/atoll-guest || cp build/atoll-guest cmd/atoll/assets/atoll-guest
+	$(go_build) -ldflags '-s -w -X main.version=$(version)' -o bin/atoll ./cmd/atoll
+
+demo: ## install what is missing, build, and show the main job on real input
+	@scripts/demo
+
+test: deps ## every test: unit, real runtimes, end to end
+	@scripts/test
+
+bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/performance.md
+	@scripts/deps bench
+	$(GO) run ./bench
+
+conformance: build ## run the tests that prove requirements; writes docs/conformance.md
+	$(GO) run ./internal/conformance -run
+
+conformance-check: ## fail when docs/conformance.md is out of step with the tests
+	$(GO) run ./internal/conformance -check
+
+lint: $(linter) ## static checks
+	$(GO) vet ./...
+	$(linter) run
+
+$(linter):
+	GOBIN=$(CURDIR)/build/tools $(GO) install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+	mv build/tools/golangci-lint $@
+
+generate: ## write generated code again
+	$(GO) generate ./...
+
+generate-check: ## fail when generated code is out of step with its source
+	@scripts/generate-check
+
+fuzz: ## a short run of every fuzz target
+	@scripts/fuzz
+
+cover: deps ## statement coverage of unit, integration and end-to-end runs together
+	@scripts/cover
+
+deps: ## install what building and testing need, through apt
+	@scripts/deps
+
+clean: ## remove what was built
+	rm -rf bin build coverage cmd/atoll/assets/atoll-guest
