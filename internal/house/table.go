@@ -79,7 +79,7 @@ func rows(markdown string, header ...string) [][]string {
 	var found [][]string
 	inside := false
 	for line := range strings.Lines(markdown) {
-		cells := splitRow(line)
+		cells := Cells(line)
 		switch {
 		case !inside:
 			inside = slices.Equal(cells, header)
@@ -92,8 +92,9 @@ func rows(markdown string, header ...string) [][]string {
 	return found
 }
 
-// splitRow returns the cells of one line of a table, or nil when it is none.
-func splitRow(line string) []string {
+// Cells returns the cells of one line of a Markdown table, trimmed and without code
+// marks, or nil when the line is none.
+func Cells(line string) []string {
 	line = strings.TrimSpace(line)
 	if !strings.HasPrefix(line, "|") || !strings.HasSuffix(line, "|") {
 		return nil
