@@ -48,6 +48,9 @@ type Sandbox struct {
 	// Suspended is the snapshot that holds a sandbox paused on disk; empty for
 	// one that runs or is frozen in memory.
 	Suspended string `json:"suspended,omitempty"`
+	// Pooled is the template for which this sandbox waits to be claimed; such
+	// sandboxes are never listed. Empty for one that belongs to somebody.
+	Pooled string `json:"pooled,omitempty"`
 }
 
 // Lifecycle says what happens by itself.

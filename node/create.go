@@ -1,0 +1,329 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// guestTimeout bounds one short call to a guest, such as /init.
+const guestTimeout = 10 * time.Second
+
+// Create makes a sandbox and returns once its guest answers and knows its
+// environment. On an error nothing is left of it.
+func (n *Node) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
+	const op = "node.Create"
+	from, err := n.resolve(ctx, req.Image)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	rec, err := n.draft(req, from)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if from.template != nil {
+		n.used(ctx, from.template.ID)
+		if sb, ok := n.claim(ctx, req, rec, from); ok {
+			return sb, nil
+		}
+	}
+	snap := ""
+	if !req.Fresh && n.fits(rec, from) {
+		snap = from.build.Snapshot
+	}
+	if rec.Runtime, err = n.choose(op, req, from.root, rec, snap); err != nil {
+		return Sandbox{}, err
+	}
+	return n.launch(ctx, rec, snap)
+}
+
+// draft is the record that a request means, before anything exists.
+func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
+	const op = "node.Create"
+	now := time.Now().UTC()
+	rec := Sandbox{
+		ID: sandbox.NewID(), Name: req.Name, Team: cmp.Or(req.Team, defaultTeam), State: sandbox.Creating,
+		Image: req.Image, Env: merged(from.env, req.Env), User: cmp.Or(req.User, from.user),
+		Workdir: cmp.Or(req.Workdir, from.workdir), Command: from.command,
+		Metadata: maps.Clone(req.Metadata), Ports: slices.Clone(req.Ports), Volumes: slices.Clone(req.Volumes),
+		Policy: sandbox.NetworkPolicy{Internet: true}, PublicTraffic: !req.PrivateAccess,
+		CreatedAt: now, StartedAt: now, Lifecycle: req.Lifecycle,
+	}
+	if from.template != nil {
+		rec.Template, rec.Build = from.template.ID, from.build.ID
+	}
+	if req.Policy != nil {
+		rec.Policy = *req.Policy
+	}
+	rec.Lifecycle.Timeout = req.Timeout
+	rec.EndAt = deadline(now, req.Timeout)
+	if req.Secure {
+		rec.GuestToken = newToken()
+	}
+	if req.PrivateAccess {
+		rec.TrafficToken = newToken()
+	}
+	rec.Spec = sandbox.Spec{
+		ID: rec.ID, Root: from.root, Hostname: req.Hostname, Network: req.Network, Labels: maps.Clone(req.Labels),
+		Resources: filled(req.Resources, filled(from.resources, n.cfg.Defaults)), Mounts: slices.Clone(req.Mounts),
+	}
+	if err := n.addVolumes(&rec); err != nil {
+		return Sandbox{}, err
+	}
+	if rec.Spec.Network == "" {
+		rec.Spec.Network = sandbox.NetworkSandbox
+		if n.cfg.Network == nil {
+			rec.Spec.Network = sandbox.NetworkNone
+		}
+	}
+	return rec, checkRequest(op, rec)
+}
+
+// checkRequest refuses what no runtime could make sense of.
+func checkRequest(op string, rec Sandbox) error {
+	r := rec.Spec.Resources
+	switch {
+	case r.CPUs < 0 || r.Memory < 0 || r.Disk < 0 || r.Pids < 0:
+		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "resources cannot be negative")
+	case r.Memory > 0 && r.Memory < 16<<20:
+		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "%d bytes of memory are too few to start anything; ask for 16 MiB or more", r.Memory)
+	case rec.Name != "" && !nameOK(rec.Name):
+		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a name has up to 63 letters, digits, '-', '_' or '.', and begins with a letter or digit")
+	}
+	for _, m := range rec.Spec.Mounts {
+		if len(m.Target) < 2 || m.Target[0] != '/' {
+			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a mount's target must be an absolute path, not %q", m.Target)
+		}
+	}
+	for _, p := range rec.Ports {
+		if p.Guest < 1 || p.Guest > 65535 || p.Host < 0 || p.Host > 65535 {
+			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no such port: %d:%d", p.Host, p.Guest)
+		}
+	}
+	return nil
+}
+
+// choose picks the first runtime, in the order asked for, that can do what the
+// record needs.
+func (n *Node) choose(op string, req CreateRequest, root sandbox.Root, rec Sandbox, snap string) (string, error) {
+	if snap != "" {
+		m, err := n.cfg.Snapshots.Get(snap)
+		return m.Runtime, err
+	}
+	order := req.Runtimes
+	if len(order) == 0 {
+		for _, r := range n.cfg.Runtimes {
+			order = append(order, r.Name())
+		}
+	}
+	var why error
+	for _, name := range order {
+		r, err := n.Runtime(name)
+		if err == nil {
+			if lack := lacks(r.Capabilities(), root, rec); lack == "" {
+				return name, nil
+			} else {
+				err = sandbox.Errorf(op, sandbox.Unsupported, name, "this runtime %s", lack)
+			}
+		}
+		if why == nil { // the most preferred one's reason is what the user wants to know
+			why = err
+		}
+	}
+	return "", sandbox.E(op, "", rec.Name, why)
+}
+
+// lacks says what a runtime with these capabilities cannot give the record;
+// empty when it can do all.
+func lacks(c sandbox.Capabilities, root sandbox.Root, rec Sandbox) string {
+	switch {
+	case !slices.Contains(c.Roots, root.Kind):
+		return "cannot start from " + string(root.Kind) + " roots"
+	case !slices.Contains(c.Networks, rec.Spec.Network):
+		return "has no network mode " + string(rec.Spec.Network)
+	case len(rec.Spec.Mounts) > 0 && !c.Mounts:
+		return "cannot mount volumes"
+	}
+	return ""
+}
+
+// launch makes the sandbox of a drafted record: from a snapshot if snap is not
+// empty, else from its root.
+func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, error) {
+	e, err := n.reserve(ctx, &rec)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	defer e.op.unlock()
+	if err := n.start(ctx, e, &rec, snap); err != nil {
+		n.discard(e)
+		return Sandbox{}, err
+	}
+	rec.State = sandbox.Running
+	if err := n.save(ctx, e, rec); err != nil {
+		n.discard(e)
+		return Sandbox{}, err
+	}
+	return rec, nil
+}
+
+// reserve takes the record's name, choosing one if it has none, and writes the
+// intent to disk. The entry's op is held on return.
+func (n *Node) reserve(ctx context.Context, rec *Sandbox) (*entry, error) {
+	n.mu.Lock()
+	taken := func(name string) bool { _, ok := n.names[name]; return ok }
+	if rec.Name == "" {
+		rec.Name = newName(taken)
+	} else if taken(rec.Name) {
+		n.mu.Unlock()
+		return nil, sandbox.Errorf("node.Create", sandbox.Exists, rec.Name, "the name is in use").
+			WithHint("choose another, or remove it with `atoll rm -f " + rec.Name + "`")
+	}
+	if rec.Spec.Hostname == "" {
+		rec.Spec.Hostname = rec.Name
+	}
+	e := newEntry(*rec)
+	e.op <- struct{}{}
+	n.entries[rec.ID] = e
+	n.names[rec.Name] = rec.ID
+	n.mu.Unlock()
+	if err := n.store.put(ctx, kindSandbox, rec.ID, *rec); err != nil {
+		n.forget(e)
+		e.op.unlock()
+		return nil, err
+	}
+	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventState, State: rec.State})
+	return e, nil
+}
+
+// start attaches the network, makes the machine, tells its guest who it is and
+// opens its ports. What it made is for the caller to remove when it fails.
+func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) error {
+	if rec.Spec.Network == sandbox.NetworkSandbox {
+		if n.cfg.Network == nil {
+			return sandbox.E("node.start", sandbox.Unsupported, rec.Name, n.cfg.NetworkError)
+		}
+		link, err := n.cfg.Network.Attach(ctx, rec.ID, rec.Policy)
+		if err != nil {
+			return err
+		}
+		rec.Spec.Link = &link
+	}
+	r, err := n.Runtime(rec.Runtime)
+	if err != nil {
+		return err
+	}
+	oldToken := ""
+	if snap == "" {
+		err = r.Create(ctx, rec.Spec)
+	} else {
+		var m Snapshot
+		if m, err = n.GetSnapshot(ctx, snap); err == nil {
+			oldToken = m.Source.GuestToken
+			err = r.Restore(ctx, rec.Spec, n.cfg.Snapshots.Dir(snap))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := n.initGuest(ctx, *rec, oldToken); err != nil {
+		return err
+	}
+	return n.openPorts(e, rec)
+}
+
+// initGuest tells the guest its name, environment, token and the time, and
+// gives it fresh entropy: siblings of a fork would else draw the same numbers.
+func (n *Node) initGuest(ctx context.Context, rec Sandbox, oldToken string) error {
+	ctx, stop := context.WithTimeout(ctx, guestTimeout)
+	defer stop()
+	entropy := make([]byte, 64)
+	_, _ = rand.Read(entropy) // never fails since Go 1.24
+	client := guest.NewClient(n.dialer(rec), guest.Options{Token: oldToken})
+	defer client.Close()
+	return client.Init(ctx, guest.InitRequest{
+		EnvVars: rec.Env, AccessToken: rec.GuestToken, DefaultUser: rec.User, DefaultWorkdir: rec.Workdir,
+		Hostname: rec.Spec.Hostname, Timestamp: time.Now(), Entropy: entropy,
+	})
+}
+
+// discard removes everything of a sandbox that was not finished. The entry's op
+// is held.
+func (n *Node) discard(e *entry) {
+	// The caller's context may be why it failed; removal has its own.
+	ctx, stop := context.WithTimeout(context.Background(), removeTimeout)
+	defer stop()
+	rec := n.record(e)
+	if err := n.demolish(ctx, rec); err != nil {
+		// The record stays, so that reconciling tries again.
+		n.log.Error("removing an unfinished sandbox", "sandbox", rec.ID, "error", err)
+		return
+	}
+	if err := n.store.delete(ctx, kindSandbox, rec.ID); err != nil {
+		n.log.Error("removing an unfinished sandbox's record", "sandbox", rec.ID, "error", err)
+		return
+	}
+	n.forget(e)
+	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventState, State: sandbox.Terminated, Reason: "not created"})
+}
+
+// forget drops an entry from memory.
+func (n *Node) forget(e *entry) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	e.closeLocal()
+	delete(n.entries, e.rec.ID)
+	if n.names[e.rec.Name] == e.rec.ID {
+		delete(n.names, e.rec.Name)
+	}
+}
+
+// filled takes from d what r leaves zero.
+func filled(r, d sandbox.Resources) sandbox.Resources {
+	if r.CPUs == 0 {
+		r.CPUs = d.CPUs
+	}
+	if r.Memory == 0 {
+		r.Memory = d.Memory
+	}
+	if r.Disk == 0 {
+		r.Disk = d.Disk
+	}
+	if r.Pids == 0 {
+		r.Pids = d.Pids
+	}
+	return r
+}
+
+// merged is base overlaid by over; nil when both are empty.
+func merged(base, over map[string]string) map[string]string {
+	if len(base) == 0 {
+		return maps.Clone(over)
+	}
+	out := maps.Clone(base)
+	maps.Copy(out, over)
+	return out
+}
+
+// deadline is now + d; nil when d is zero.
+func deadline(now time.Time, d time.Duration) *time.Time {
+	if d <= 0 {
+		return nil
+	}
+	t := now.Add(d)
+	return &t
+}
+
+// newToken returns 128 random bits in hexadecimal.
+func newToken() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails since Go 1.24
+	return hex.EncodeToString(b[:])
+}

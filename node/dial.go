@@ -1,0 +1,231 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"sync"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Dial opens a connection to a TCP port inside a sandbox. A sandbox that is
+// paused and resumes on traffic is resumed first.
+func (n *Node) Dial(ctx context.Context, ref string, port int) (net.Conn, error) {
+	const op = "node.Dial"
+	e, err := n.find(op, ref)
+	if err != nil {
+		return nil, err
+	}
+	rec := n.record(e)
+	if rec.State == sandbox.Paused && rec.Lifecycle.AutoResume {
+		if rec, err = n.Resume(ctx, rec.ID); err != nil {
+			return nil, err
+		}
+	}
+	if err := mustBe(op, rec, sandbox.Running); err != nil {
+		return nil, err
+	}
+	return n.dialer(rec)(ctx, port)
+}
+
+// dialer connects to a sandbox's machine whatever its record says of its state.
+func (n *Node) dialer(rec Sandbox) func(ctx context.Context, port int) (net.Conn, error) {
+	return func(ctx context.Context, port int) (net.Conn, error) {
+		r, err := n.Runtime(rec.Runtime)
+		if err != nil {
+			return nil, err
+		}
+		return r.Dial(ctx, rec.ID, port)
+	}
+}
+
+// Changes writes what a sandbox changed in its root, as an OCI layer.
+func (n *Node) Changes(ctx context.Context, ref string, w io.Writer) error {
+	const op = "node.Changes"
+	e, err := n.lock(ctx, op, ref)
+	if err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	rec := n.record(e)
+	if err := mustBe(op, rec, sandbox.Running); err != nil {
+		return err
+	}
+	r, err := n.Runtime(rec.Runtime)
+	if err != nil {
+		return err
+	}
+	return r.Changes(ctx, rec.ID, w)
+}
+
+// listener carries connections from a port of the host to one of a sandbox.
+type listener struct {
+	net.Listener
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // both ends of each carried connection; nil after close
+}
+
+// portConns bounds the connections that one published port carries at once.
+const portConns = 1024
+
+// Expose publishes a port of a sandbox on the host.
+func (n *Node) Expose(ctx context.Context, ref string, p Port) (Port, error) {
+	err := n.change(ctx, "node.Expose", ref, func(rec *Sandbox) error {
+		e, err := n.find("node.Expose", rec.ID)
+		if err != nil {
+			return err
+		}
+		if rec.State == sandbox.Running {
+			if p, err = n.openPort(e, rec.ID, p); err != nil {
+				return err
+			}
+		}
+		rec.Ports = append(rec.Ports, p)
+		return nil
+	})
+	return p, err
+}
+
+// Unexpose takes a published port back and cuts its connections.
+func (n *Node) Unexpose(ctx context.Context, ref string, guestPort int) error {
+	const op = "node.Unexpose"
+	return n.change(ctx, op, ref, func(rec *Sandbox) error {
+		kept := make([]Port, 0, len(rec.Ports))
+		for _, p := range rec.Ports {
+			if p.Guest != guestPort {
+				kept = append(kept, p)
+			}
+		}
+		if len(kept) == len(rec.Ports) {
+			return sandbox.Errorf(op, sandbox.NotFound, rec.Name, "port %d is not published", guestPort)
+		}
+		rec.Ports = kept
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if e := n.entries[rec.ID]; e != nil && e.listeners[guestPort] != nil {
+			e.listeners[guestPort].close()
+			delete(e.listeners, guestPort)
+		}
+		return nil
+	})
+}
+
+// openPorts publishes all of the record's ports and notes which host ports were
+// chosen. On an error those already open are closed with the entry.
+func (n *Node) openPorts(e *entry, rec *Sandbox) error {
+	ports := append([]Port(nil), rec.Ports...)
+	for i, p := range ports {
+		var err error
+		if ports[i], err = n.openPort(e, rec.ID, p); err != nil {
+			return err
+		}
+	}
+	rec.Ports = ports
+	return nil
+}
+
+func (n *Node) openPort(e *entry, id string, p Port) (Port, error) {
+	const op = "node.Expose"
+	if p.HostIP == "" {
+		p.HostIP = "127.0.0.1"
+	}
+	ln, err := net.Listen("tcp", net.JoinHostPort(p.HostIP, strconv.Itoa(p.Host)))
+	if err != nil {
+		return p, sandbox.E(op, sandbox.Conflict, id, err).WithHint("choose another host port, or 0 for any")
+	}
+	p.Host = ln.Addr().(*net.TCPAddr).Port
+	l := &listener{Listener: ln, conns: make(map[net.Conn]struct{})}
+	n.mu.Lock()
+	if _, there := e.listeners[p.Guest]; there {
+		n.mu.Unlock()
+		l.close()
+		return p, sandbox.Errorf(op, sandbox.Exists, id, "port %d is published already", p.Guest)
+	}
+	e.listeners[p.Guest] = l
+	n.mu.Unlock()
+	go l.serve(func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, id, p.Guest) })
+	return p, nil
+}
+
+// serve accepts until the listener is closed.
+func (l *listener) serve(dial func(context.Context) (net.Conn, error)) {
+	slots := make(chan struct{}, portConns)
+	for {
+		slots <- struct{}{}
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer func() { <-slots }()
+			defer c.Close()
+			ctx, stop := context.WithTimeout(context.Background(), guestTimeout)
+			inside, err := dial(ctx)
+			stop()
+			if err != nil {
+				return // the client sees its connection closed, as from a port that nobody serves
+			}
+			defer inside.Close()
+			if !l.hold(c, inside) {
+				return
+			}
+			defer l.release(c, inside)
+			join(c, inside)
+		}()
+	}
+}
+
+// hold notes open connections so that close can cut them; false once closed.
+func (l *listener) hold(conns ...net.Conn) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conns == nil {
+		return false
+	}
+	for _, c := range conns {
+		l.conns[c] = struct{}{}
+	}
+	return true
+}
+
+func (l *listener) release(conns ...net.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range conns {
+		delete(l.conns, c)
+	}
+}
+
+func (l *listener) close() {
+	_ = l.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for c := range l.conns {
+		_ = c.Close()
+	}
+	l.conns = nil
+}
+
+// join copies both ways until both directions have ended, passing on each end
+// of stream by itself.
+func join(a, b net.Conn) {
+	var wg sync.WaitGroup
+	one := func(dst, src net.Conn) {
+		_, err := io.Copy(dst, src)
+		if w, ok := dst.(interface{ CloseWrite() error }); ok && err == nil {
+			err = w.CloseWrite()
+		} else if err == nil {
+			err = errors.ErrUnsupported
+		}
+		if err != nil { // the pair is of no use any more
+			_ = a.Close()
+			_ = b.Close()
+		}
+	}
+	wg.Go(func() { one(a, b) })
+	wg.Go(func() { one(b, a) })
+	wg.Wait()
+}

@@ -1,0 +1,221 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// maxPool bounds how many sandboxes of one template wait to be claimed.
+const maxPool = 256
+
+// SetPool asks for size started sandboxes of a template to be kept ready.
+func (n *Node) SetPool(ctx context.Context, template string, size int) error {
+	const op = "node.SetPool"
+	if size < 0 || size > maxPool {
+		return sandbox.Errorf(op, sandbox.Invalid, template, "a pool has between 0 and %d sandboxes", maxPool)
+	}
+	t, err := n.GetTemplate(ctx, template)
+	if err != nil {
+		return err
+	}
+	if size == 0 {
+		err = n.store.delete(ctx, kindPool, t.ID)
+	} else {
+		err = n.store.put(ctx, kindPool, t.ID, size)
+	}
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	if size == 0 {
+		delete(n.pools, t.ID)
+	} else {
+		n.pools[t.ID] = size
+	}
+	n.mu.Unlock()
+	nudge(n.poolKick)
+	return nil
+}
+
+// Pools lists the pools by template.
+func (n *Node) Pools() []Pool {
+	n.mu.RLock()
+	sizes := maps.Clone(n.pools)
+	n.mu.RUnlock()
+	var out []Pool
+	for id, size := range sizes {
+		out = append(out, Pool{Template: id, Size: size, Ready: len(n.pooled(id))})
+	}
+	slices.SortFunc(out, func(a, b Pool) int { return cmp.Compare(a.Template, b.Template) })
+	return out
+}
+
+// pooled returns the sandboxes that wait to be claimed, oldest first.
+func (n *Node) pooled(template string) []Sandbox {
+	list := n.records(func(r Sandbox) bool { return r.Pooled == template && r.State == sandbox.Running })
+	slices.SortFunc(list, func(a, b Sandbox) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return list
+}
+
+// claim gives a waiting sandbox to a request that asks for nothing that the
+// waiting one does not have. It reports false when there is none.
+func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from origin) (Sandbox, bool) {
+	if req.Fresh || len(req.Runtimes) > 0 || len(want.Spec.Mounts) > 0 || len(want.Spec.Labels) > 0 {
+		return Sandbox{}, false
+	}
+	for _, candidate := range n.pooled(from.template.ID) {
+		if !claimable(candidate, want) {
+			continue
+		}
+		e, err := n.find("node.claim", candidate.ID)
+		if err != nil || !e.op.tryLock() {
+			continue // somebody else is claiming it
+		}
+		sb, err := n.claimOne(ctx, e, want)
+		e.op.unlock()
+		nudge(n.poolKick)
+		if err == nil {
+			return sb, true
+		}
+		n.log.Warn("claiming from a pool", "sandbox", candidate.ID, "error", err)
+	}
+	return Sandbox{}, false
+}
+
+// claimable reports whether a waiting sandbox can become what is wanted.
+func claimable(have, want Sandbox) bool {
+	return have.Build == want.Build && have.Spec.Root == want.Spec.Root && have.Spec.Network == want.Spec.Network &&
+		have.Spec.Resources == want.Spec.Resources
+}
+
+// claimOne makes a waiting sandbox the wanted one. e.op is held. If it fails
+// the sandbox is removed, since it may be half changed.
+func (n *Node) claimOne(ctx context.Context, e *entry, want Sandbox) (Sandbox, error) {
+	have := n.record(e)
+	if have.Pooled == "" || have.State != sandbox.Running {
+		return Sandbox{}, sandbox.Errorf("node.claim", sandbox.Conflict, have.ID, "it is taken")
+	}
+	rec := want
+	rec.ID, rec.Runtime, rec.Parent, rec.Spec, rec.State = have.ID, have.Runtime, have.Parent, have.Spec, sandbox.Running
+	if err := n.takeName(e, &rec); err != nil {
+		return Sandbox{}, err
+	}
+	rec.Spec.Hostname = cmp.Or(want.Spec.Hostname, rec.Name)
+	err := n.initGuest(ctx, rec, have.GuestToken)
+	if err == nil && rec.Spec.Link != nil && !samePolicy(rec.Policy, have.Policy) {
+		err = n.cfg.Network.Update(ctx, rec.ID, rec.Policy)
+	}
+	if err == nil {
+		err = n.openPorts(e, &rec)
+	}
+	if err == nil {
+		err = n.save(ctx, e, rec)
+	}
+	if err != nil {
+		n.discard(e)
+		return Sandbox{}, err
+	}
+	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventState, State: rec.State, Reason: "claimed from the pool"})
+	return rec, nil
+}
+
+// takeName moves an entry to the record's name, choosing one if it has none.
+func (n *Node) takeName(e *entry, rec *Sandbox) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	taken := func(name string) bool { _, ok := n.names[name]; return ok }
+	if rec.Name == "" {
+		rec.Name = newName(taken)
+	} else if taken(rec.Name) {
+		return sandbox.Errorf("node.Create", sandbox.Exists, rec.Name, "the name is in use")
+	}
+	delete(n.names, e.rec.Name)
+	n.names[rec.Name] = rec.ID
+	e.rec.Name = rec.Name
+	return nil
+}
+
+func samePolicy(a, b sandbox.NetworkPolicy) bool {
+	return a.Internet == b.Internet && slices.Equal(a.AllowOut, b.AllowOut) && slices.Equal(a.DenyOut, b.DenyOut)
+}
+
+// poolLoop keeps the pools at their sizes.
+func (n *Node) poolLoop(ctx context.Context) {
+	defer n.done.Done()
+	const (
+		look     = time.Minute
+		maxPause = time.Minute // between tries while filling fails
+	)
+	pause := time.Second
+	for {
+		wait := look
+		if err := n.fillPools(ctx); err != nil {
+			n.log.Error("filling a pool", "error", err)
+			wait, pause = pause, min(2*pause, maxPause)
+		} else {
+			pause = time.Second
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		case <-n.poolKick:
+			timer.Stop()
+		}
+	}
+}
+
+// fillPools makes one sandbox at a time, so that filling disturbs work little,
+// and removes those that wait for nothing any more.
+func (n *Node) fillPools(ctx context.Context) error {
+	for _, r := range n.records(func(r Sandbox) bool { return r.Pooled != "" && r.State == sandbox.Running }) {
+		n.mu.RLock()
+		size, wanted := n.pools[r.Pooled]
+		n.mu.RUnlock()
+		t, err := n.GetTemplate(ctx, r.Pooled)
+		current := err == nil && len(t.Builds) > 0 && r.Build == t.ready("").ID
+		if wanted && current && len(n.pooled(r.Pooled)) <= size {
+			continue
+		}
+		if err := n.Remove(ctx, r.ID); err != nil && !sandbox.Is(err, sandbox.NotFound) {
+			return err
+		}
+	}
+	for _, p := range n.Pools() {
+		for ready := p.Ready; ready < p.Size && ctx.Err() == nil; ready++ {
+			if err := n.fillOne(ctx, p.Template); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (n *Node) fillOne(ctx context.Context, template string) error {
+	from, err := n.resolve(ctx, template)
+	if err != nil {
+		return err
+	}
+	req := CreateRequest{Image: template}
+	rec, err := n.draft(req, from)
+	if err != nil {
+		return err
+	}
+	rec.Pooled = template
+	snap := ""
+	if n.fits(rec, from) {
+		snap = from.build.Snapshot
+	}
+	if rec.Runtime, err = n.choose("node.pool", req, from.root, rec, snap); err != nil {
+		return err
+	}
+	_, err = n.launch(ctx, rec, snap)
+	return err
+}
