@@ -1,0 +1,226 @@
+// Command bench measures the built binary, and beside it in the same run and on
+// the same root file system bubblewrap and runc, and E2B's own SDK against a node.
+// It writes JSON and a table. It asserts nothing: a measurement is no test.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/atoll-run/atoll/internal/machine"
+)
+
+// report is everything that was measured.
+type report struct {
+	Date    string `json:"date"`
+	Machine string `json:"machine"`
+	Version string `json:"version"` // of atoll
+	// Sandbox is what `atoll bench sandbox` printed, by runtime.
+	Sandbox map[string]json.RawMessage `json:"sandbox"`
+	// Beside is from the start of a command to its first output, interleaved.
+	Beside []series `json:"beside"`
+	// Absent says what could not be measured, and why.
+	Absent []string `json:"absent,omitempty"`
+}
+
+func main() {
+	n := flag.Int("n", 30, "how many `times` each is measured")
+	binary := flag.String("atoll", "bin/atoll", "the binary to measure")
+	jsonFile := flag.String("json", "build/bench.json", "where the figures go")
+	tableFile := flag.String("table", "docs/performance.md", "where the table goes")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := bench(ctx, *binary, *n, *jsonFile, *tableFile); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func bench(ctx context.Context, binary string, n int, jsonFile, tableFile string) (err error) {
+	if n < 1 {
+		return errors.New("-n must be at least 1")
+	}
+	if binary, err = filepath.Abs(binary); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "atoll-bench")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+
+	progress("starting a node")
+	node, err := startNode(ctx, binary, filepath.Join(dir, "home"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, node.stop()) }()
+	version, err := node.output(ctx, "version")
+	if err != nil {
+		return err
+	}
+	rep := report{
+		Date: time.Now().UTC().Format(time.DateOnly), Machine: machine.Describe(),
+		Version: strings.TrimSpace(version), Sandbox: map[string]json.RawMessage{},
+	}
+
+	progress("extracting the root of the base image")
+	root := filepath.Join(dir, "root")
+	if err := node.extract(ctx, root); err != nil {
+		return err
+	}
+	subjects, absent, closeAll := subjects(ctx, node, root, dir)
+	defer closeAll()
+	rep.Absent = absent
+	progress("%d rounds of: %s", n, names(subjects))
+	if rep.Beside, err = interleave(ctx, subjects, n); err != nil {
+		return err
+	}
+	for _, runtime := range []string{"gvisor", "worktree"} {
+		progress("atoll bench sandbox --runtime %s", runtime)
+		figures, err := node.output(ctx, "bench", "sandbox", "--runtime", runtime, "-n", fmt.Sprint(n), "-o", "json")
+		if err != nil {
+			rep.Absent = append(rep.Absent, runtime+": "+firstLine(err.Error()))
+			continue
+		}
+		rep.Sandbox[runtime] = json.RawMessage(figures)
+	}
+	return rep.write(jsonFile, tableFile)
+}
+
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+
+// firstLine keeps a cell of a table short.
+func firstLine(text string) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(text), "\n")
+	return strings.ReplaceAll(line, "|", "/")
+}
+
+// a node is a running `atoll up` with a state directory of its own.
+type node struct {
+	binary string
+	env    []string
+	url    string
+	cmd    *exec.Cmd
+	log    *os.File
+}
+
+// startNode starts a node and waits until it answers and the base image exists.
+// Images are shared with `make demo`.
+func startNode(ctx context.Context, binary, home string) (*node, error) {
+	images, err := filepath.Abs("build/images")
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(os.MkdirAll(images, 0o755), os.MkdirAll(home, 0o700)); err != nil {
+		return nil, err
+	}
+	if err := os.Symlink(images, filepath.Join(home, "images")); err != nil {
+		return nil, err
+	}
+	n := &node{binary: binary, env: append(os.Environ(), "ATOLL_HOME="+home)}
+	if n.log, err = os.Create(filepath.Join(home, "log")); err != nil {
+		return nil, err
+	}
+	n.cmd = exec.Command(binary, "up")
+	n.cmd.Env, n.cmd.Stdout, n.cmd.Stderr = append(n.env, "ATOLL_ADDR=127.0.0.1:0"), n.log, n.log
+	if err := n.cmd.Start(); err != nil {
+		return nil, err
+	}
+	if err := n.ready(ctx, home); err != nil {
+		printed, _ := os.ReadFile(n.log.Name())
+		return nil, errors.Join(err, n.stop(), fmt.Errorf("the node printed:\n%s", printed))
+	}
+	return n, nil
+}
+
+// ready waits until the daemon says where it listens and a sandbox has run.
+func (n *node) ready(ctx context.Context, home string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	var endpoint struct{ URL string }
+	for endpoint.URL == "" {
+		if text, err := os.ReadFile(filepath.Join(home, "daemon.json")); err == nil {
+			if err := json.Unmarshal(text, &endpoint); err != nil {
+				return err
+			}
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the node does not answer")
+		case <-tick.C:
+		}
+	}
+	n.url = endpoint.URL
+	_, err := n.output(ctx, "run", "--rm", "base", "--", "true")
+	return err
+}
+
+// output runs an atoll command for the node and returns what it printed.
+func (n *node) output(ctx context.Context, args ...string) (string, error) {
+	cmd := n.command(ctx, args...)
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("atoll %s: %w: %s", strings.Join(args, " "), err, exit.Stderr)
+	}
+	return string(out), err
+}
+
+func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, n.binary, args...)
+	cmd.Env = n.env
+	return cmd
+}
+
+// extract lays out the root of the base image in dir, for those that need it as a
+// directory.
+func (n *node) extract(ctx context.Context, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	from := n.command(ctx, "run", "--rm", "--user", "root", "base", "--", "tar", "-C", "/", "--one-file-system", "-cf", "-", ".")
+	to := exec.CommandContext(ctx, "tar", "-C", dir, "--exclude=./dev/*", "-xpf", "-")
+	var err error
+	if to.Stdin, err = from.StdoutPipe(); err != nil {
+		return err
+	}
+	if err := errors.Join(from.Start(), to.Start()); err != nil {
+		return err
+	}
+	if err := errors.Join(to.Wait(), from.Wait()); err != nil {
+		return fmt.Errorf("extracting the base image: %w", err)
+	}
+	for _, point := range []string{"proc", "sys", "dev", "tmp"} {
+		if err := os.MkdirAll(filepath.Join(dir, point), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stop removes all sandboxes and ends the daemon.
+func (n *node) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	_, err := n.output(ctx, "rm", "--all", "-f")
+	_ = n.cmd.Process.Signal(syscall.SIGTERM)
+	kill := time.AfterFunc(30*time.Second, func() { _ = n.cmd.Process.Kill() })
+	defer kill.Stop()
+	_ = n.cmd.Wait() // how a daemon ends that was told to is its own affair
+	return errors.Join(err, n.log.Close())
+}
