@@ -3,6 +3,7 @@ module github.com/atoll-run/atoll
 go 1.26.3
 
 require (
+	github.com/erofs/go-erofs v0.3.1
 	github.com/opencontainers/runtime-spec v1.2.1
 	github.com/vishvananda/netlink v1.3.1
 	github.com/zeebo/blake3 v0.2.4

@@ -1,0 +1,431 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// ImportOptions says what to make of an archive.
+type ImportOptions struct {
+	Name     string // the image's name; may be empty when the archive brings names
+	Config   Config // of a plain root file system; other archives bring their own
+	Platform string // chosen from an OCI layout with several; default: this host's
+}
+
+// maxDocument bounds the JSON documents of an archive or registry, in bytes.
+const maxDocument = 8 << 20
+
+// ImportFile imports from a path: a tar archive as for Import, or a directory
+// that holds an OCI layout.
+func (s *Store) ImportFile(ctx context.Context, file string, opts ImportOptions) (Image, error) {
+	const op = "image.Import"
+	info, err := os.Stat(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return Image{}, sandbox.E(op, sandbox.NotFound, file, err)
+	}
+	if err != nil {
+		return Image{}, fail(op, file, err)
+	}
+	if info.IsDir() {
+		root, err := os.OpenRoot(file)
+		if err != nil {
+			return Image{}, fail(op, file, err)
+		}
+		defer root.Close()
+		i, err := s.importBundle(ctx, dirBundle{root}, opts)
+		if err != nil {
+			return Image{}, fail(op, file, badArchive(file, err))
+		}
+		return i, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return Image{}, fail(op, file, err)
+	}
+	defer f.Close()
+	return s.Import(ctx, f, opts)
+}
+
+// Import makes an image from a tar archive: one that "docker save" wrote, an OCI
+// layout, or a plain root file system, each of them plain or compressed by
+// gzip, zstd, xz or bzip2. A malformed archive fails with Invalid and leaves
+// nothing behind.
+func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error) {
+	const op = "image.Import"
+	f, err := s.plain(ctx, r)
+	if err != nil {
+		return Image{}, fail(op, opts.Name, badArchive(opts.Name, err))
+	}
+	defer f.discard()
+	bundle, err := indexBundle(f.File)
+	if err != nil {
+		return Image{}, fail(op, opts.Name, badArchive(opts.Name, err))
+	}
+	if bundle != nil {
+		i, err := s.importBundle(ctx, bundle, opts)
+		if err != nil {
+			return Image{}, fail(op, opts.Name, badArchive(opts.Name, err))
+		}
+		return i, nil
+	}
+	if opts.Name == "" {
+		return Image{}, sandbox.Errorf(op, sandbox.Invalid, "", "the archive is a plain root file system and needs a name")
+	}
+	image := Image{Config: opts.Config.clone(), Created: time.Now().UTC(), Platform: HostPlatform(), Source: "imported root file system"}
+	if opts.Platform != "" {
+		image.Platform = opts.Platform
+	}
+	return s.fromLayers(ctx, op, image, []string{f.Name()}, opts.Name)
+}
+
+// fromLayers converts layer files and records the result as image.
+func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []string, names ...string) (Image, error) {
+	err := s.convert(ctx, nil, layers, func(root sandbox.Root, size int64) error {
+		image.Root, image.Size = root, size
+		var err error
+		image, err = s.addNames(op, image, names)
+		return err
+	})
+	if err != nil {
+		return Image{}, fail(op, strings.Join(names, ","), err)
+	}
+	return image, nil
+}
+
+// plain copies r to an unfinished file of the store, decompressed.
+func (s *Store) plain(ctx context.Context, r io.Reader) (*temp, error) {
+	d, err := decompress(contextReader{ctx, r})
+	if err != nil {
+		return nil, fmt.Errorf("compressed archive: %w", err)
+	}
+	defer d.Close()
+	f, err := s.temp()
+	if err != nil {
+		return nil, err
+	}
+	// The limit is on contents; headers of at most a few blocks come on top.
+	limits := s.opts.Limits.withDefaults()
+	limit := limits.Bytes + 2048*int64(limits.Entries)
+	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(d, limit+1), make([]byte, 1<<20))
+	if err == nil && n > limit {
+		err = fmt.Errorf("the archive unfolds to more than %d bytes", limit)
+	}
+	if err != nil {
+		f.discard()
+		return nil, err
+	}
+	return f, nil
+}
+
+// bundle is the files of an archive of images.
+type bundle interface {
+	// open returns a file's contents, which the caller closes.
+	open(name string) (io.ReadCloser, error)
+}
+
+// dirBundle is an OCI layout in a directory; os.Root keeps links from leaving it.
+type dirBundle struct{ root *os.Root }
+
+func (d dirBundle) open(name string) (io.ReadCloser, error) {
+	f, err := d.root.Open(filepath.FromSlash(name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("the layout has no file %q", name)
+	}
+	return f, err
+}
+
+// tarBundle is the same in a tar archive, indexed.
+type tarBundle map[string]*io.SectionReader
+
+func (t tarBundle) open(name string) (io.ReadCloser, error) {
+	section := t[path.Clean(name)]
+	if section == nil {
+		return nil, fmt.Errorf("the archive has no file %q", name)
+	}
+	if _, err := section.Seek(0, io.SeekStart); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(section), nil
+}
+
+// maxBundle is how many files an archive of images may hold.
+const maxBundle = 100_000
+
+// indexBundle finds the files of an archive of images; nil, with no error, when
+// it is none. It decides by what is at the top, so that a root file system with
+// a file manifest.json is still one.
+func indexBundle(f *os.File) (bundle, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	section := io.NewSectionReader(f, 0, info.Size())
+	tr := tar.NewReader(section)
+	files := tarBundle{}
+	links := map[string]string{} // docker save makes equal layers links of each other
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("not a readable tar archive: %w", err)
+		}
+		name := path.Clean(h.Name)
+		switch h.Typeflag {
+		case tar.TypeReg:
+			if len(files) >= maxBundle {
+				return nil, nil // no archive of images is that big
+			}
+			off, err := section.Seek(0, io.SeekCurrent)
+			if err != nil {
+				return nil, err
+			}
+			files[name] = io.NewSectionReader(f, off, h.Size)
+		case tar.TypeSymlink:
+			links[name] = path.Join(path.Dir(name), h.Linkname)
+		case tar.TypeLink:
+			links[name] = path.Clean(h.Linkname)
+		}
+		if name == "bin" || name == "etc" || name == "usr" {
+			return nil, nil
+		}
+	}
+	for name, target := range links {
+		if files[name] == nil && files[target] != nil {
+			files[name] = files[target]
+		}
+	}
+	if files["manifest.json"] == nil && files["index.json"] == nil {
+		return nil, nil
+	}
+	return files, nil
+}
+
+// dockerManifest is an element of manifest.json in what "docker save" writes.
+type dockerManifest struct {
+	Config   string
+	RepoTags []string
+	Layers   []string
+}
+
+// importBundle imports the only image of a bundle, or the one that opts choose.
+func (s *Store) importBundle(ctx context.Context, b bundle, opts ImportOptions) (Image, error) {
+	var docker []dockerManifest
+	if err := readDocument(b, "manifest.json", &docker); err != nil {
+		return s.importLayout(ctx, b, opts)
+	}
+	if len(docker) != 1 {
+		return Image{}, fmt.Errorf("the archive holds %d images instead of one", len(docker))
+	}
+	names := docker[0].RepoTags
+	if opts.Name != "" {
+		names = []string{opts.Name}
+	}
+	var config v1.ConfigFile
+	if err := readDocument(b, docker[0].Config, &config); err != nil {
+		return Image{}, err
+	}
+	if len(config.RootFS.DiffIDs) != len(docker[0].Layers) {
+		return Image{}, fmt.Errorf("the archive has %d layers, its configuration %d", len(docker[0].Layers), len(config.RootFS.DiffIDs))
+	}
+	return s.importLayers(ctx, b, docker[0].Layers, &config, "imported archive", names)
+}
+
+// importLayers copies layers out of a bundle, checks them against the
+// configuration and converts them.
+func (s *Store) importLayers(ctx context.Context, b bundle, layers []string, config *v1.ConfigFile, source string, names []string) (Image, error) {
+	if len(names) == 0 {
+		return Image{}, errors.New("the archive names no image, so a name must be given")
+	}
+	var paths []string
+	for n, name := range layers {
+		f, err := s.importLayer(ctx, b, name, config.RootFS.DiffIDs[n])
+		if err != nil {
+			return Image{}, err
+		}
+		defer f.discard()
+		paths = append(paths, f.Name())
+	}
+	image := fromOCI(config)
+	image.Source = source
+	return s.fromLayers(ctx, "image.Import", image, paths, names...)
+}
+
+// importLayer returns one layer in its plain form, verified.
+func (s *Store) importLayer(ctx context.Context, b bundle, name string, want v1.Hash) (*temp, error) {
+	r, err := b.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	hash := sha256.New()
+	d, err := decompress(r)
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", name, err)
+	}
+	defer d.Close()
+	f, err := s.plain(ctx, io.TeeReader(d, hash))
+	if err != nil {
+		return nil, fmt.Errorf("layer %s: %w", name, err)
+	}
+	if got := fmt.Sprintf("%x", hash.Sum(nil)); want.Algorithm != "sha256" || got != want.Hex {
+		f.discard()
+		return nil, fmt.Errorf("layer %s is corrupt: it should be %s and is sha256:%s", name, want, got)
+	}
+	return f, nil
+}
+
+// readDocument decodes a JSON file of a bundle.
+func readDocument(b bundle, name string, into any) error {
+	r, err := b.open(name)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return decodeDocument(r, name, into)
+}
+
+func decodeDocument(r io.Reader, name string, into any) error {
+	text, err := io.ReadAll(io.LimitReader(r, maxDocument+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxDocument {
+		return fmt.Errorf("%s is larger than %d bytes", name, maxDocument)
+	}
+	if err := json.Unmarshal(text, into); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// fromOCI takes over what an OCI configuration says.
+func fromOCI(c *v1.ConfigFile) Image {
+	i := Image{
+		Platform: c.OS + "/" + c.Architecture,
+		Created:  c.Created.Time.UTC(),
+		Config: Config{
+			Env:        c.Config.Env,
+			User:       c.Config.User,
+			WorkingDir: c.Config.WorkingDir,
+			Entrypoint: c.Config.Entrypoint,
+			Cmd:        c.Config.Cmd,
+			Labels:     c.Config.Labels,
+			Shell:      c.Config.Shell,
+		},
+	}
+	if c.Variant != "" {
+		i.Platform += "/" + c.Variant
+	}
+	for port := range c.Config.ExposedPorts {
+		i.Config.ExposedPorts = append(i.Config.ExposedPorts, port)
+	}
+	slices.Sort(i.Config.ExposedPorts)
+	return i
+}
+
+// importLayout imports from an OCI layout.
+func (s *Store) importLayout(ctx context.Context, b bundle, opts ImportOptions) (Image, error) {
+	var index v1.IndexManifest
+	if err := readDocument(b, "index.json", &index); err != nil {
+		return Image{}, err
+	}
+	platform := opts.Platform
+	if platform == "" {
+		platform = HostPlatform()
+	}
+	manifest, name, err := findManifest(b, index, platform, 0)
+	if err != nil {
+		return Image{}, err
+	}
+	if opts.Name != "" {
+		name = opts.Name
+	}
+	var config v1.ConfigFile
+	if err := readBlob(b, manifest.Config.Digest, &config); err != nil {
+		return Image{}, err
+	}
+	if len(config.RootFS.DiffIDs) != len(manifest.Layers) {
+		return Image{}, fmt.Errorf("the image has %d layers, its configuration %d", len(manifest.Layers), len(config.RootFS.DiffIDs))
+	}
+	var layers, names []string
+	for _, l := range manifest.Layers {
+		layers = append(layers, blobName(l.Digest))
+	}
+	if name != "" {
+		names = []string{name}
+	}
+	return s.importLayers(ctx, b, layers, &config, "imported OCI layout", names)
+}
+
+// refNames are the annotations by which layouts name their images.
+var refNames = []string{"io.containerd.image.name", "org.opencontainers.image.ref.name"}
+
+// findManifest follows nested indexes, few levels deep, to the image for a
+// platform, and returns the name that is written next to it.
+func findManifest(b bundle, index v1.IndexManifest, platform string, depth int) (*v1.Manifest, string, error) {
+	if depth > 3 {
+		return nil, "", errors.New("indexes are nested too deeply")
+	}
+	d, err := choosePlatform(index, platform)
+	if err != nil {
+		return nil, "", err
+	}
+	name := ""
+	for _, key := range refNames {
+		if name == "" {
+			name = d.Annotations[key]
+		}
+	}
+	if d.MediaType.IsIndex() {
+		var inner v1.IndexManifest
+		if err := readBlob(b, d.Digest, &inner); err != nil {
+			return nil, "", err
+		}
+		m, innerName, err := findManifest(b, inner, platform, depth+1)
+		if name == "" {
+			name = innerName
+		}
+		return m, name, err
+	}
+	var m v1.Manifest
+	if err := readBlob(b, d.Digest, &m); err != nil {
+		return nil, "", err
+	}
+	return &m, name, nil
+}
+
+func blobName(h v1.Hash) string { return path.Join("blobs", h.Algorithm, h.Hex) }
+
+// readBlob decodes a JSON document named by its hash, and verifies that.
+func readBlob(b bundle, want v1.Hash, into any) error {
+	r, err := b.open(blobName(want))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	hash := sha256.New()
+	if err := decodeDocument(io.TeeReader(r, hash), want.String(), into); err != nil {
+		return err
+	}
+	if got := fmt.Sprintf("%x", hash.Sum(nil)); want.Algorithm != "sha256" || got != want.Hex {
+		return fmt.Errorf("document %s is corrupt", want)
+	}
+	return nil
+}
