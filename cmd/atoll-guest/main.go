@@ -1,0 +1,145 @@
+// Command atoll-guest is the agent inside every Atoll sandbox: it runs commands,
+// moves files and answers for the sandbox's health, over E2B's envd protocol.
+//
+// Usage:
+//
+//	atoll-guest [-listen ADDRESS] [-mounts] [-poweroff] [-v]
+//
+// It runs as a child of anything or as PID 1. SIGTERM and SIGINT end it with
+// all processes that it started, as POST /shutdown does.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/guest/server"
+	"github.com/atoll-run/atoll/guest/wire"
+)
+
+func main() {
+	listen := flag.String("listen", "tcp:49983", "where to listen: tcp:[HOST:]PORT, unix:PATH or fd:NUMBER (a listening socket)")
+	mounts := flag.Bool("mounts", false, "mount /proc, /sys, /dev and what belongs to them, as the first process of a machine must")
+	poweroff := flag.Bool("poweroff", false, "switch the machine off at the end, as the first process of a machine must")
+	verbose := flag.Bool("v", false, "log more")
+	version := flag.Bool("version", false, "print the version of the protocol and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println(wire.Version)
+		return
+	}
+	level := slog.LevelWarn
+	if *verbose {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	err := run(*listen, *mounts, log)
+	if err != nil {
+		log.Error("atoll-guest", "error", err)
+	}
+	if *poweroff {
+		unix.Sync()
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // fails in a container
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+}
+
+// reopenLimit bounds how often in a row a listener that fails is opened again.
+const reopenLimit = 20
+
+func run(address string, mounts bool, log *slog.Logger) error {
+	if mounts {
+		if err := mountAll(); err != nil {
+			return err
+		}
+	}
+	syscall.Umask(0o022)
+	if os.Getpid() != 1 {
+		// Orphans of our processes come to us rather than to the init outside.
+		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+	}
+	reserveThreads()
+	s := server.New(log)
+	l, err := open(address)
+	if err != nil {
+		return err
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	failed := make(chan error, 1)
+	go func() { failed <- serve(s, l, address, log) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-s.Stopped():
+	case <-signals:
+		s.Terminate(5 * time.Second)
+	}
+	return nil
+}
+
+// serve answers for ever. A restore may leave a listener that no longer
+// accepts; then it is opened anew.
+func serve(s *server.Server, l net.Listener, address string, log *slog.Logger) error {
+	for failures := 0; ; {
+		began := time.Now()
+		err := s.Serve(l)
+		l.Close()
+		if time.Since(began) > time.Minute {
+			failures = 0
+		}
+		for {
+			if failures++; failures > reopenLimit {
+				return fmt.Errorf("listen on %s: %w", address, err)
+			}
+			log.Warn("listening again", "address", address, "error", err)
+			time.Sleep(50 * time.Millisecond)
+			if l, err = open(address); err == nil {
+				break
+			}
+		}
+	}
+}
+
+// open opens a listener described as in the flag -listen.
+func open(address string) (net.Listener, error) {
+	kind, rest, _ := strings.Cut(address, ":")
+	switch kind {
+	case "tcp":
+		if !strings.Contains(rest, ":") {
+			rest = ":" + rest
+		}
+		return net.Listen("tcp", rest)
+	case "unix":
+		// A socket that a killed agent left behind is in the way.
+		if info, err := os.Lstat(rest); err == nil && info.Mode()&os.ModeSocket != 0 {
+			_ = os.Remove(rest)
+		}
+		return net.Listen("unix", rest)
+	case "fd":
+		fd, err := strconv.ParseUint(rest, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %q: not a number", address)
+		}
+		f := os.NewFile(uintptr(fd), address)
+		if f == nil {
+			return nil, fmt.Errorf("listen on %q: not an open file", address)
+		}
+		defer unix.CloseOnExec(int(fd)) // stays open for listening again, but not for our children
+		return net.FileListener(f)
+	}
+	return nil, errors.New("listen address must be tcp:[HOST:]PORT, unix:PATH or fd:NUMBER")
+}

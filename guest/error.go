@@ -1,0 +1,102 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+
+	"connectrpc.com/connect"
+
+	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// kinds maps Connect's codes to ours; what is not listed is Internal.
+var kinds = map[connect.Code]sandbox.Kind{
+	connect.CodeCanceled:           sandbox.Canceled,
+	connect.CodeInvalidArgument:    sandbox.Invalid,
+	connect.CodeOutOfRange:         sandbox.Invalid,
+	connect.CodeDeadlineExceeded:   sandbox.Timeout,
+	connect.CodeNotFound:           sandbox.NotFound,
+	connect.CodeAlreadyExists:      sandbox.Exists,
+	connect.CodePermissionDenied:   sandbox.Denied,
+	connect.CodeUnauthenticated:    sandbox.Denied,
+	connect.CodeResourceExhausted:  sandbox.Exhausted,
+	connect.CodeFailedPrecondition: sandbox.Conflict,
+	connect.CodeAborted:            sandbox.Conflict,
+	connect.CodeUnimplemented:      sandbox.Unsupported,
+	connect.CodeUnavailable:        sandbox.Unavailable,
+}
+
+// rpcError turns the error of a Connect call into ours; nil stays nil.
+func rpcError(op, subject string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var own *sandbox.Err
+	if errors.As(err, &own) {
+		return sandbox.E(op, own.Kind, subject, own) // from our Dial
+	}
+	var c *connect.Error
+	if errors.As(err, &c) {
+		kind, known := kinds[c.Code()]
+		// A cut connection is Unknown or Unavailable to Connect, as luck has it.
+		if !known && connect.IsWireError(err) {
+			kind = sandbox.Internal
+		} else if !known {
+			kind = sandbox.Unavailable
+		}
+		cause := error(c)
+		if connect.IsWireError(err) {
+			cause = errors.New(c.Message())
+		}
+		return sandbox.E(op, kind, subject, cause)
+	}
+	return transportError(op, err)
+}
+
+// transportError is for calls that got no answer.
+func transportError(op string, err error) error {
+	var own *sandbox.Err
+	kind := sandbox.Unavailable
+	switch {
+	case errors.As(err, &own):
+		kind = own.Kind
+	case errors.Is(err, context.Canceled):
+		kind = sandbox.Canceled
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		kind = sandbox.Timeout
+	}
+	return sandbox.E(op, kind, "", err)
+}
+
+// maxErrorBody bounds what is read of an answer that reports an error, in bytes.
+const maxErrorBody = 64 << 10
+
+// statusError turns the answer of a plain HTTP call into an error.
+func statusError(op string, res *http.Response) error {
+	kind := sandbox.Internal
+	switch res.StatusCode {
+	case http.StatusBadRequest, http.StatusRequestedRangeNotSatisfiable:
+		kind = sandbox.Invalid
+	case http.StatusUnauthorized, http.StatusForbidden:
+		kind = sandbox.Denied
+	case http.StatusNotFound:
+		kind = sandbox.NotFound
+	case http.StatusConflict:
+		kind = sandbox.Conflict
+	case http.StatusInsufficientStorage, http.StatusTooManyRequests:
+		kind = sandbox.Exhausted
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		kind = sandbox.Unavailable
+	}
+	text, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
+	var body wire.Error
+	if json.Unmarshal(text, &body) != nil || body.Message == "" {
+		body.Message = res.Status
+	}
+	return sandbox.E(op, kind, "", errors.New(body.Message))
+}

@@ -1,0 +1,170 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/guest/wire"
+)
+
+const (
+	maxEntropy = 4096 // bytes
+	// Smaller differences are left to the guest: a step is worse than they are.
+	clockSlack = 20 * time.Millisecond
+)
+
+var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
+
+// init answers POST /init. Whoever comes first may call it, which is the node,
+// before anything else runs here. Later callers must know the token in force,
+// by header or by sending the same one again: so the node can give a fork its
+// own token by showing the old one, and no process in the sandbox can.
+func (s *Server) init(w http.ResponseWriter, r *http.Request) {
+	var in wire.Init
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in)
+	if err != nil && !errors.Is(err, io.EOF) {
+		writeError(w, http.StatusBadRequest, "the body is not valid JSON: "+err.Error())
+		return
+	}
+	again := in.AccessToken != nil && s.settings.allows(*in.AccessToken)
+	if !again && !s.settings.allows(r.Header.Get(wire.HeaderToken)) {
+		writeError(w, http.StatusUnauthorized, "the access token is already set: call with the one in force")
+		return
+	}
+	if in.Hostname != "" && !hostnamePattern.MatchString(in.Hostname) {
+		writeError(w, http.StatusBadRequest, "hostname: letters, digits, dots and hyphens, at most 64")
+		return
+	}
+	if len(in.Entropy) > maxEntropy {
+		writeError(w, http.StatusBadRequest, "entropy: at most 4096 bytes")
+		return
+	}
+	s.settings.apply(in)
+	s.repair(in)
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// repair makes the machine its own again after a restore. What the kernel does
+// not let us do is not our job: then the runtime outside does it.
+func (s *Server) repair(in wire.Init) {
+	attempt := func(what string, err error) {
+		if err == nil || errors.Is(err, os.ErrPermission) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EROFS) {
+			return
+		}
+		s.log.Warn("init: could not "+what, "error", err)
+	}
+	if in.Timestamp != nil {
+		attempt("set the clock", setClock(*in.Timestamp))
+	}
+	if len(in.Entropy) > 0 {
+		attempt("add entropy", addEntropy(in.Entropy))
+	}
+	if in.Hostname != "" {
+		attempt("set the host name", setHostname(in.Hostname))
+	}
+	if in.CACertificate != "" {
+		attempt("add the certificate authority", addAuthority(in.CACertificate))
+	}
+}
+
+func setClock(t time.Time) error {
+	if d := time.Until(t); d.Abs() < clockSlack {
+		return nil
+	}
+	ts := unix.NsecToTimespec(t.UnixNano())
+	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
+
+// addEntropy credits seed to the kernel's pool and has the generator take it
+// up at once: forks of one snapshot would otherwise draw the same numbers.
+// Where crediting is not allowed, writing still mixes the seed in.
+func addEntropy(seed []byte) error {
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	// struct rand_pool_info { int entropy_count (bits); int buf_size; u32 buf[]; }
+	var info struct {
+		bits, size int32
+		buf        [maxEntropy]byte
+	}
+	info.bits, info.size = int32(len(seed)*8), int32(len(seed))
+	copy(info.buf[:], seed)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info)))
+	if errno != 0 {
+		_, err := f.Write(seed)
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 && errno != unix.EINVAL {
+		return errno // EINVAL: a kernel before 5.18, which reseeds by itself
+	}
+	return nil
+}
+
+func setHostname(name string) error {
+	old, _ := os.Hostname()
+	if err := unix.Sethostname([]byte(name)); err != nil {
+		return err
+	}
+	if err := os.WriteFile("/etc/hostname", []byte(name+"\n"), 0o644); err != nil {
+		return err
+	}
+	hosts, err := os.ReadFile("/etc/hosts")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return os.WriteFile("/etc/hosts", []byte(renameHost(string(hosts), old, name)), 0o644)
+}
+
+// renameHost makes name resolve to loopback in the text of /etc/hosts. The line
+// of the old name, if we wrote one, is replaced.
+func renameHost(hosts, old, name string) string {
+	var out []string
+	localhost := false
+	for line := range strings.Lines(hosts) {
+		f := strings.Fields(line)
+		if len(f) >= 2 && f[0] == "127.0.1.1" && (f[1] == old || f[1] == name) {
+			continue
+		}
+		localhost = localhost || (len(f) >= 2 && f[0] == "127.0.0.1")
+		out = append(out, strings.TrimSuffix(line, "\n"))
+	}
+	if !localhost {
+		out = append(out, "127.0.0.1\tlocalhost")
+	}
+	return strings.Join(append(out, "127.0.1.1\t"+name), "\n") + "\n"
+}
+
+// authorityBundles are where distributions keep the trusted certificates.
+var authorityBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"}
+
+// addAuthority appends a PEM certificate to the bundle that the image has, once.
+func addAuthority(pem string) error {
+	for _, path := range authorityBundles {
+		bundle, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil || strings.Contains(string(bundle), strings.TrimSpace(pem)) {
+			return err
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return err
+		}
+		_, err = f.WriteString("\n" + strings.TrimSpace(pem) + "\n")
+		return errors.Join(err, f.Close())
+	}
+	return nil // an image without TLS
+}

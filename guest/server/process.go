@@ -1,0 +1,442 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	processpb "github.com/atoll-run/atoll/guest/gen/process"
+	"github.com/atoll-run/atoll/guest/wire"
+)
+
+const (
+	outputChunk = 32 << 10 // bytes of output in one event at most
+	// A process that ended may have children that still hold its pipes. Their
+	// output counts as the process's own for this long after its end...
+	outputGrace = 100 * time.Millisecond
+	// ...and then what is in the pipe, but no more than a pipe can hold.
+	drainLimit = 1 << 20
+)
+
+// process is a process started through the API.
+type process struct {
+	child   *child
+	config  *processpb.ProcessConfig
+	tag     *string
+	out     fanout
+	tty     *os.File      // the terminal's master side; nil without a terminal
+	stdin   *os.File      // nil without stdin or with a terminal; closing is guarded by inputs
+	inputs  chan struct{} // holds one token: who has it may write input
+	killed  atomic.Bool   // we were asked to kill it
+	started time.Time
+	oomBase uint64 // the sandbox's count of OOM kills when it started
+}
+
+var (
+	errNoTerminal = errors.New("the process has no terminal")
+	errTerminal   = errors.New("the process has a terminal: send to the pty; end input with Ctrl-D (0x04)")
+	errNoInput    = errors.New("the process's stdin is closed or was not asked for")
+)
+
+// launch is everything that starting a process takes, decided.
+type launch struct {
+	path string // of the executable
+	argv []string
+	env  []string
+	dir  string
+	acct account
+}
+
+// plan decides what to run. A missing command is an error that wraps
+// os.ErrNotExist, one that may not be executed wraps os.ErrPermission.
+func (s *settings) plan(config *processpb.ProcessConfig, acct account) (launch, error) {
+	dir, err := s.resolve(config.GetCwd(), acct)
+	if err != nil {
+		return launch{}, err
+	}
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		if config.GetCwd() != "" {
+			return launch{}, fmt.Errorf("%w: cwd '%s' does not exist", errBadCwd, dir)
+		}
+		dir = "/" // an account without a home directory can still run things
+	}
+	env := s.environment()
+	base := map[string]string{
+		"PATH": os.Getenv("PATH"), "HOME": acct.home, "USER": acct.name, "LOGNAME": acct.name, "SHELL": acct.shell,
+	}
+	if base["PATH"] == "" {
+		base["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
+	for _, extra := range []map[string]string{env, config.GetEnvs()} {
+		for k, v := range extra {
+			base[k] = v
+		}
+	}
+	path, err := findCommand(config.GetCmd(), base["PATH"], dir)
+	if err != nil {
+		return launch{}, err
+	}
+	l := launch{path: path, argv: append([]string{config.GetCmd()}, config.GetArgs()...), dir: dir, acct: acct}
+	for k, v := range base {
+		l.env = append(l.env, k+"="+v)
+	}
+	for _, text := range append(l.env, l.argv...) {
+		if strings.ContainsRune(text, 0) {
+			return launch{}, errors.New("command or environment contains a NUL byte")
+		}
+	}
+	return l, nil
+}
+
+var errBadCwd = errors.New("bad working directory")
+
+// findCommand resolves a command as a shell would, in the process's own PATH
+// and working directory rather than ours.
+func findCommand(cmd, path, dir string) (string, error) {
+	if cmd == "" {
+		return "", errors.New("no command given")
+	}
+	candidates := []string{}
+	if strings.Contains(cmd, "/") {
+		if !filepath.IsAbs(cmd) {
+			cmd = filepath.Join(dir, cmd)
+		}
+		candidates = append(candidates, cmd)
+	} else {
+		for d := range strings.SplitSeq(path, ":") {
+			if !filepath.IsAbs(d) {
+				d = filepath.Join(dir, d)
+			}
+			candidates = append(candidates, filepath.Join(d, cmd))
+		}
+	}
+	err := fmt.Errorf("command not found: %s: %w", cmd, os.ErrNotExist)
+	for _, c := range candidates {
+		info, statErr := os.Stat(c)
+		switch {
+		case statErr != nil:
+		case info.IsDir() || info.Mode()&0o111 == 0:
+			err = fmt.Errorf("command cannot be executed: %s: %w", c, os.ErrPermission)
+		default:
+			return c, nil
+		}
+	}
+	return "", err
+}
+
+// start starts a process. The subscription sees every event of it.
+func (s *Server) start(l launch, req *processpb.StartRequest) (*process, *subscription, error) {
+	p := &process{config: req.GetProcess(), tag: req.Tag, inputs: make(chan struct{}, 1), started: time.Now(), oomBase: oomKills()}
+	p.inputs <- struct{}{}
+	var theirs []*os.File // the child's stdin, stdout, stderr
+	var ours []*os.File   // read ends, in the order stdout, stderr
+	cleanup := func(files ...*os.File) {
+		for _, f := range files {
+			if f != nil {
+				f.Close()
+			}
+		}
+	}
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if l.acct.switches() {
+		attr.Credential = l.acct.credential()
+	}
+	var err error
+	if pty := req.GetPty(); pty != nil {
+		var slave *os.File
+		p.tty, slave, err = openPTY(pty.GetSize().GetCols(), pty.GetSize().GetRows(), l.acct)
+		if err != nil {
+			return nil, nil, err
+		}
+		attr.Setctty = true // of file 0
+		theirs, ours = []*os.File{slave, slave, slave}, []*os.File{p.tty}
+		defer slave.Close()
+	} else {
+		theirs, ours, err = p.openPipes(req.Stdin == nil || req.GetStdin())
+		defer func() { cleanup(theirs...) }()
+		if err != nil {
+			cleanup(append(ours, p.stdin)...)
+			return nil, nil, err
+		}
+	}
+	fds := make([]uintptr, len(theirs))
+	for i, f := range theirs {
+		fds[i] = f.Fd()
+	}
+	sub := p.out.subscribe()
+	p.child, err = s.reaper.spawn(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: fds, Sys: attr})
+	if err != nil {
+		cleanup(append(ours, p.stdin)...)
+		return nil, nil, fmt.Errorf("start %s: %w", l.path, err)
+	}
+	s.processes.add(p)
+	s.logs.start(p, l)
+	go s.attend(p, ours)
+	return p, sub, nil
+}
+
+// openPipes makes the three standard files of a process without a terminal. It
+// returns what it made even when it fails.
+func (p *process) openPipes(stdin bool) (theirs, ours []*os.File, err error) {
+	var r, w *os.File
+	if stdin {
+		if r, w, err = os.Pipe(); err != nil {
+			return theirs, ours, err
+		}
+		p.stdin = w
+	} else if r, err = os.Open(os.DevNull); err != nil {
+		return theirs, ours, err
+	}
+	theirs = append(theirs, r)
+	for range 2 {
+		if r, w, err = os.Pipe(); err != nil {
+			return theirs, ours, err
+		}
+		theirs, ours = append(theirs, w), append(ours, r)
+	}
+	return theirs, ours, nil
+}
+
+// attend sees a process to its end.
+func (s *Server) attend(p *process, outputs []*os.File) {
+	var readers sync.WaitGroup
+	for i, f := range outputs {
+		readers.Go(func() { p.pump(f, s.sink(p, i)) })
+	}
+	<-p.child.done
+	s.processes.remove(p)
+	for _, f := range outputs {
+		_ = f.SetReadDeadline(time.Now().Add(outputGrace))
+	}
+	readers.Wait()
+	<-p.inputs // never given back: input after the end fails
+	if p.stdin != nil {
+		p.stdin.Close()
+	}
+	if p.tty != nil {
+		p.tty.Close()
+	}
+	end := p.endEvent()
+	s.logs.exit(p, end)
+	p.out.publish(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_End{End: end}})
+}
+
+// sink turns bytes of output number i into events.
+func (s *Server) sink(p *process, i int) func([]byte) {
+	var lines *lineWriter
+	if p.tag != nil && *p.tag == wire.TagMain {
+		lines = &lineWriter{logs: s.logs, p: p, event: []string{wire.LogStdout, wire.LogStderr}[i]}
+	}
+	return func(data []byte) {
+		if lines != nil {
+			lines.write(data)
+		}
+		if len(data) == 0 {
+			return
+		}
+		out := &processpb.ProcessEvent_DataEvent{}
+		switch {
+		case p.tty != nil:
+			out.Output = &processpb.ProcessEvent_DataEvent_Pty{Pty: data}
+		case i == 0:
+			out.Output = &processpb.ProcessEvent_DataEvent_Stdout{Stdout: data}
+		default:
+			out.Output = &processpb.ProcessEvent_DataEvent_Stderr{Stderr: data}
+		}
+		p.out.publish(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_Data{Data: out}})
+	}
+}
+
+// pump reads output until the process and all who share its pipe are done, or
+// until the grace after the process's end is over. An empty slice tells sink
+// that no more comes. Children that outlive the process can go on writing, into
+// nothing, so that a server started in the background does not die of it.
+func (p *process) pump(f *os.File, sink func([]byte)) {
+	buf := make([]byte, outputChunk)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 {
+			sink(append([]byte(nil), buf[:n]...))
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil { // the end, or EIO from a terminal that nobody holds
+			sink(nil)
+			if p.tty == nil {
+				f.Close()
+			}
+			return
+		}
+	}
+	for rest := drainLimit; rest > 0; {
+		n := readNow(f, buf)
+		if n <= 0 {
+			break
+		}
+		sink(append([]byte(nil), buf[:n]...))
+		rest -= n
+	}
+	sink(nil)
+	if p.tty == nil {
+		_ = f.SetReadDeadline(time.Time{})
+		go func() {
+			_, _ = io.Copy(io.Discard, f)
+			f.Close()
+		}()
+	}
+}
+
+// readNow reads what is there without waiting.
+func readNow(f *os.File, buf []byte) int {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	n := 0
+	if err := raw.Control(func(fd uintptr) { n, _ = syscall.Read(int(fd), buf) }); err != nil {
+		return 0
+	}
+	return n
+}
+
+// endEvent says how the process ended.
+func (p *process) endEvent() *processpb.ProcessEvent_EndEvent {
+	status := p.child.status
+	end := &processpb.ProcessEvent_EndEvent{ExitCode: -1}
+	if status.Exited() {
+		end.Exited = true
+		end.ExitCode = int32(status.ExitStatus())
+		end.Status = fmt.Sprintf("exit status %d", end.ExitCode)
+	} else {
+		end.Status = "signal: " + status.Signal().String()
+		if status.CoreDump() {
+			end.Status += " (core dumped)"
+		}
+	}
+	if end.ExitCode != 0 {
+		reason := end.Status
+		if status.Signaled() && status.Signal() == syscall.SIGKILL && !p.killed.Load() {
+			// Nobody asked for it through us: the kernel is the usual killer.
+			if oomKills() > p.oomBase {
+				reason += " (out of memory)"
+			} else {
+				reason += " (possibly out of memory)"
+			}
+		}
+		end.Error = &reason
+	}
+	return end
+}
+
+// write sends input to the terminal or to stdin. It waits while the process
+// does not read, until ctx ends.
+func (p *process) write(ctx context.Context, data []byte, toTTY bool) error {
+	select {
+	case <-p.inputs:
+		defer func() { p.inputs <- struct{}{} }()
+	case <-p.child.done:
+		return errNoInput
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	f := p.stdin
+	switch {
+	case toTTY && p.tty == nil:
+		return errNoTerminal
+	case !toTTY && p.tty != nil:
+		return errTerminal
+	case toTTY:
+		f = p.tty
+	case f == nil:
+		return errNoInput
+	}
+	interrupt := func() { _ = f.SetWriteDeadline(time.Now()) }
+	stop := context.AfterFunc(ctx, interrupt)
+	defer stop()
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		select {
+		case <-p.child.done:
+			interrupt()
+		case <-over:
+		}
+	}()
+	for len(data) > 0 {
+		_ = f.SetWriteDeadline(time.Time{})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if p.over() {
+			return errNoInput
+		}
+		n, err := f.Write(data)
+		data = data[n:]
+		// A deadline may also be a late interrupt meant for an earlier write.
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return errNoInput
+		}
+	}
+	return nil
+}
+
+// over reports whether the process was collected.
+func (p *process) over() bool {
+	select {
+	case <-p.child.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// closeStdin ends the process's input. It is idempotent.
+func (p *process) closeStdin(ctx context.Context) error {
+	if p.tty != nil {
+		return errTerminal
+	}
+	select {
+	case <-p.inputs:
+	case <-p.child.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { p.inputs <- struct{}{} }()
+	if p.stdin == nil {
+		return nil
+	}
+	err := p.stdin.Close()
+	p.stdin = nil
+	return err
+}
+
+// processTab holds the processes that run, by PID.
+type processTab struct {
+	mu  sync.Mutex
+	all map[int]*process
+}
+
+func (t *processTab) add(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.all[p.child.pid] = p
+}
+
+func (t *processTab) remove(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// The PID may already belong to a newer process.
+	if t.all[p.child.pid] == p {
+		delete(t.all, p.child.pid)
+	}
+}

@@ -1,0 +1,115 @@
+package server
+
+import (
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+)
+
+// oomScore is the agent's own oom_score_adj: nearly everything else dies first.
+const oomScore = -900
+
+// reaper starts processes and collects every one that ends: those it started,
+// and orphans that the kernel hands to us as PID 1 or subreaper. One wait loop
+// for all means that no exit status is lost to another waiter.
+type reaper struct {
+	mu       sync.Mutex // held over fork and over wait, so that a child is known before it is collected
+	children map[int]*child
+	oom      *os.File // /proc/self/oom_score_adj; nil where we may not write it
+}
+
+// child is a process that we started.
+type child struct {
+	pid    int
+	done   chan struct{}      // closed when it was collected
+	status syscall.WaitStatus // valid once done is closed
+}
+
+// newReaper takes over the process's children. There must be one at most.
+func newReaper() *reaper {
+	r := &reaper{children: map[int]*child{}}
+	if f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
+		r.oom = f
+		if !r.setOOM(oomScore) {
+			f.Close()
+			r.oom = nil
+		}
+	}
+	// One slot is enough: a signal that finds it full is about to be handled.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGCHLD)
+	go func() {
+		for range signals {
+			r.collect()
+		}
+	}()
+	return r
+}
+
+func (r *reaper) setOOM(score int) bool {
+	_, err := r.oom.WriteAt([]byte(strconv.Itoa(score)), 0)
+	return err == nil
+}
+
+// collect waits for all processes that have ended.
+func (r *reaper) collect() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		if c, ok := r.children[pid]; ok {
+			delete(r.children, pid)
+			c.status = status
+			close(c.done)
+		}
+	}
+}
+
+// spawn starts a process that leads its own session.
+func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*child, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.oom != nil {
+		// The score is inherited: give the child, and whatever it forks, the
+		// normal one by having it ourselves for the moment of the fork.
+		r.setOOM(0)
+		defer r.setOOM(oomScore)
+	}
+	pid, err := syscall.ForkExec(path, argv, attr)
+	if err != nil {
+		return nil, err
+	}
+	c := &child{pid: pid, done: make(chan struct{})}
+	r.children[pid] = c
+	return c, nil
+}
+
+// signal sends sig to the process and its group. It fails with ESRCH once the
+// process was collected, so a reused PID is never hit.
+func (r *reaper) signal(c *child, sig syscall.Signal) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if _, ok := r.children[c.pid]; !ok {
+		return syscall.ESRCH
+	}
+	err := syscall.Kill(-c.pid, sig)
+	if sig == syscall.SIGKILL {
+		// Job control gives the jobs of an interactive shell groups of their
+		// own; the session still tells that they belong to it.
+		for _, p := range processTable() {
+			if p.session == c.pid && p.pid != c.pid {
+				_ = syscall.Kill(p.pid, sig)
+			}
+		}
+	}
+	return err
+}
