@@ -317,12 +317,7 @@ const maxOutput = 64 << 20
 
 // Run runs a command to its end and collects what it writes. A command that
 // fails is no error; see Output.ExitCode. When ctx ends, the command is killed.
-func (c *Client) Run(ctx context.Context, args ...string) (Output, error) {
-	return c.RunCommand(ctx, Command{Args: args})
-}
-
-// RunCommand is Run with all options.
-func (c *Client) RunCommand(ctx context.Context, cmd Command) (Output, error) {
+func (c *Client) Run(ctx context.Context, cmd Command) (Output, error) {
 	p, err := c.Start(ctx, cmd)
 	if err != nil {
 		return Output{}, err

@@ -4,6 +4,7 @@ import (
 	"os"
 	"testing"
 
+	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/guest/guesttest"
 )
 
@@ -12,7 +13,7 @@ func TestMain(m *testing.M) { os.Exit(guesttest.Main(m)) }
 // conformance: SPEC2
 func TestRunReturnsOutputAndExitCode(t *testing.T) {
 	a := guesttest.Start(t)
-	out, err := a.Run(t.Context(), "sh", "-c", "echo out; echo err >&2; exit 7")
+	out, err := a.Run(t.Context(), sh("echo out; echo err >&2; exit 7"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -20,3 +21,5 @@ func TestRunReturnsOutputAndExitCode(t *testing.T) {
 		t.Fatalf("got %+v", out)
 	}
 }
+
+func sh(script string) guest.Command { return guest.Command{Args: []string{"sh", "-c", script}} }
