@@ -1,0 +1,3 @@
+package gvisor
+
+func usePrecompiledFilters() {}

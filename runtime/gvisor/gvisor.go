@@ -1,0 +1,231 @@
+// Package gvisor runs sandboxes on gVisor, a kernel in user space that is
+// linked into our own binary.
+//
+// Every sandbox is one process, the sentry, which is our own executable started
+// again under another name (see Main). It answers all system calls of the
+// sandbox, holds its memory and its network stack, and is steered over a control
+// socket in the sandbox's directory. A sandbox whose files all come from EROFS
+// images needs nothing else; one that sees host directories has a second process
+// beside it, the gofer, which alone can open them.
+//
+// Sentries do not depend on the process that started them. What is needed to
+// find them again is in Config.Dir:
+//
+//	lock             held by the one Runtime that owns the directory
+//	agent/           the guest agent as an EROFS image, named by its digest
+//	host/            the skeleton of the host root, see RootHost
+//	s/<id>/          one directory a sandbox: record.json, config.json, control socket, overlay
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/runtime/feed"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Name is the word by which users choose this runtime.
+const Name = "gvisor"
+
+// Config says where and how a Runtime keeps its sandboxes.
+type Config struct {
+	// Dir holds all state. It is made if it is missing. One Runtime at a time may own it.
+	Dir string
+	// Guest is the host path of the static guest agent.
+	Guest string
+	// Prefix names the control group under which all sandboxes of this runtime
+	// lie; empty means a name derived from Dir. No two directories may share one.
+	Prefix string
+	// Executable is started again as sentry and gofer. Empty means this process's
+	// own, which then must call Main first thing.
+	Executable string
+	// Prewarm is how many sentries are kept booted for the root and resources
+	// used last; each costs about 25 MB until it is used. 0 keeps none.
+	Prewarm int
+	// Defaults fills the zero fields of a spec's Resources. Its own zero fields
+	// mean: 1 GiB of memory, 10 GiB of disk, 4096 processes, no limit of CPUs.
+	Defaults sandbox.Resources
+	// Log receives what happens; nil discards it.
+	Log *slog.Logger
+	// Debug is a directory for the sentries' own logs, which are large and slow;
+	// empty means none.
+	Debug string
+}
+
+// Runtime is the gVisor runtime. Its methods may be called from many goroutines.
+type Runtime struct {
+	cfg    Config
+	log    *slog.Logger
+	lock   *os.File
+	groups *groups
+	agent  agentImage
+	host   hostRoot
+	pool   *pool
+	events *feed.Feed
+
+	mu      sync.Mutex
+	boxes   map[string]*box // by ID; includes those being made
+	closed  bool
+	watches sync.WaitGroup // goroutines that wait for sentries to die
+}
+
+var _ sandbox.Runtime = (*Runtime)(nil)
+
+// New opens the runtime at cfg.Dir, adopts the sandboxes that an earlier process
+// left running there and removes what it left half made. It fails with Denied
+// where the host does not allow what gVisor needs, and Conflict when another
+// process owns the directory.
+func New(cfg Config) (*Runtime, error) {
+	const op = "gvisor.New"
+	if err := checkHost(); err != nil {
+		return nil, err
+	}
+	var err error
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+		return nil, sandbox.E(op, sandbox.Invalid, cfg.Dir, err)
+	}
+	if cfg.Prefix == "" {
+		sum := blake3.Sum256([]byte(cfg.Dir))
+		cfg.Prefix = fmt.Sprintf("atoll-%x", sum[:5])
+	}
+	if cfg.Executable == "" {
+		cfg.Executable = "/proc/self/exe"
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Defaults = withDefaults(cfg.Defaults, sandbox.Resources{Memory: 1 << 30, Disk: 10 << 30, Pids: 4096})
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "s"), 0o700); err != nil {
+		return nil, sandbox.E(op, sandbox.Internal, cfg.Dir, err)
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, events: new(feed.Feed), boxes: make(map[string]*box)}
+	if err := r.open(); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// open does the part of New that needs the directory's lock.
+func (r *Runtime) open() error {
+	const op = "gvisor.New"
+	var err error
+	if r.groups, err = openGroups(r.cfg.Prefix); err != nil {
+		return err
+	}
+	if r.agent, err = makeAgentImage(filepath.Join(r.cfg.Dir, "agent"), r.cfg.Guest); err != nil {
+		return sandbox.E(op, "", r.cfg.Guest, err)
+	}
+	if r.host, err = makeHostRoot(filepath.Join(r.cfg.Dir, "host")); err != nil {
+		return sandbox.E(op, "", "", err)
+	}
+	r.pool = newPool(r, r.cfg.Prewarm)
+	return r.adopt()
+}
+
+// checkHost says whether this process may make sandboxes at all.
+func checkHost() error {
+	const op = "gvisor.New"
+	if os.Geteuid() != 0 {
+		return sandbox.Errorf(op, sandbox.Denied, "",
+			"gVisor needs root for control groups and network namespaces, and this process runs as uid %d", os.Geteuid()).
+			WithHint("run it with sudo or as a system service")
+	}
+	return nil
+}
+
+// lockDir takes the directory for this process. The lock ends with the process.
+func lockDir(dir string) (*os.File, error) {
+	const op = "gvisor.New"
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Internal, dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, sandbox.Errorf(op, sandbox.Conflict, dir, "another process owns this directory").
+				WithHint("stop it, or choose another state directory")
+		}
+		return nil, sandbox.E(op, sandbox.Internal, dir, err)
+	}
+	return f, nil
+}
+
+// Name returns "gvisor".
+func (r *Runtime) Name() string { return Name }
+
+// Capabilities says what gVisor can do. NetworkHost is not among the networks:
+// the guests of all sandboxes would fight for one port.
+func (r *Runtime) Capabilities() sandbox.Capabilities {
+	return sandbox.Capabilities{
+		Isolation:  sandbox.IsolationUserKernel,
+		Roots:      []sandbox.RootKind{sandbox.RootEROFS, sandbox.RootHost},
+		Networks:   []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkSandbox},
+		Pause:      true,
+		Snapshot:   true,
+		Memory:     true,
+		Changes:    true,
+		Mounts:     true,
+		CPULimit:   true,
+		MemLimit:   true,
+		DiskLimit:  true,
+		PidsLimit:  true,
+		Persistent: true,
+	}
+}
+
+// Watch delivers events until ctx ends.
+func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.events.Watch(ctx) }
+
+// Close ends the pool and gives up the directory. Sandboxes go on.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	boxes := make([]*box, 0, len(r.boxes))
+	for _, b := range r.boxes {
+		boxes = append(boxes, b)
+	}
+	r.mu.Unlock()
+	r.pool.close()
+	for _, b := range boxes {
+		b.detach()
+	}
+	r.watches.Wait()
+	r.events.Close()
+	return r.lock.Close()
+}
+
+// withDefaults fills r's zero fields from d.
+func withDefaults(r, d sandbox.Resources) sandbox.Resources {
+	if r.CPUs == 0 {
+		r.CPUs = d.CPUs
+	}
+	if r.Memory == 0 {
+		r.Memory = d.Memory
+	}
+	if r.Disk == 0 {
+		r.Disk = d.Disk
+	}
+	if r.Pids == 0 {
+		r.Pids = d.Pids
+	}
+	return r
+}

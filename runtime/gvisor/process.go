@@ -1,0 +1,113 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is a sentry or gofer, ours or one that an earlier process started.
+type process struct {
+	PID   int    `json:"pid"`
+	Start uint64 `json:"start"` // clock ticks since boot: tells a process from a later one with its number
+
+	pidfd *os.File // readable once the process is dead; nil until open
+}
+
+// open takes hold of the process, or fails with ESRCH when it is gone.
+func (p *process) open() error {
+	fd, err := unix.PidfdOpen(p.PID, unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	start, err := startTime(p.PID)
+	if err == nil && p.Start != 0 && start != p.Start {
+		err = unix.ESRCH
+	}
+	if err != nil {
+		unix.Close(fd)
+		return err
+	}
+	p.Start = start
+	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	return nil
+}
+
+// wait returns when the process is dead, and reaps it if it is our child. It
+// fails when ctx ends first or the process is let go.
+func (p *process) wait(ctx context.Context) error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = p.pidfd.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	err = conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return err == nil && n > 0
+	})
+	if err != nil {
+		return err
+	}
+	var reaped error
+	err = conn.Control(func(fd uintptr) {
+		var info unix.Siginfo
+		reaped = unix.Waitid(unix.P_PIDFD, int(fd), &info, unix.WEXITED, nil)
+	})
+	if errors.Is(reaped, unix.ECHILD) {
+		reaped = nil // another process's child, or reaped already
+	}
+	return errors.Join(err, reaped)
+}
+
+// kill ends the process at once. A dead one is no error.
+func (p *process) kill() error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sigErr error
+	err = conn.Control(func(fd uintptr) { sigErr = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	if err == nil {
+		err = sigErr
+	}
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// startTime reads when a process began, in clock ticks since boot.
+func startTime(pid int) (uint64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, unix.ESRCH
+	}
+	// The name in parentheses may hold anything; 20 fields follow up to the start time.
+	_, rest, ok := strings.Cut(string(b[strings.LastIndexByte(string(b), ')')+1:]), " ")
+	fields := strings.Fields(rest)
+	if !ok || len(fields) < 20 {
+		return 0, fmt.Errorf("malformed stat of process %d", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// dead reports whether the process has ended.
+func (p *process) dead() bool {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	dead := true
+	_ = conn.Control(func(fd uintptr) {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		dead = err == nil && n > 0
+	})
+	return dead
+}

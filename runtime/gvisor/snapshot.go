@@ -1,0 +1,264 @@
+package gvisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
+	"gvisor.dev/gvisor/pkg/state/statefile"
+	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// stateFiles are what gVisor writes: the kernel's state, where the pages lie, and
+// the pages themselves. They are not compressed, so that a restore can read
+// pages while the sandbox runs already.
+var stateFiles = []string{
+	checkpointfiles.StateFileName, checkpointfiles.PagesMetadataFileName, checkpointfiles.PagesFileName,
+}
+
+// manifestName is our own description of a snapshot, beside gVisor's files.
+const manifestName = "gvisor.json"
+
+// manifest says what a snapshot needs to be restored.
+type manifest struct {
+	Format    int               `json:"format"`
+	GVisor    string            `json:"gvisor"` // module version: its state has no format that outlives it
+	Arch      string            `json:"arch"`
+	Root      sandbox.Root      `json:"root"`
+	Resources sandbox.Resources `json:"resources"`
+	Mounts    []sandbox.Mount   `json:"mounts,omitempty"`
+	Agent     string            `json:"agent"` // name of the agent's image, which is copied into the snapshot
+}
+
+const manifestFormat = 1
+
+// buildID is the version of gVisor in this binary.
+func buildID() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, m := range info.Deps {
+		if m.Path == "gvisor.dev/gvisor" {
+			return m.Version
+		}
+	}
+	return "unknown"
+}
+
+// Snapshot writes the sandbox's whole state into dir. When that fails, the
+// sandbox goes on as it was and dir is left empty.
+func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.SnapshotOptions) error {
+	const op = "gvisor.Snapshot"
+	b, err := r.box(op, id)
+	if err != nil {
+		return err
+	}
+	b.op.Lock()
+	defer b.op.Unlock()
+	s, err := b.live(op, sandbox.Running, sandbox.Paused)
+	if err != nil {
+		return err
+	}
+	if entries, err := os.ReadDir(dir); err != nil {
+		return sandbox.E(op, sandbox.Invalid, id, err)
+	} else if len(entries) > 0 {
+		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
+	}
+	paused := b.status().State == sandbox.Paused
+	if err := s.save(ctx, b, dir, paused); err != nil {
+		for _, name := range append([]string{manifestName, filepath.Base(b.rec.Agent)}, stateFiles...) {
+			_ = os.Remove(filepath.Join(dir, name))
+		}
+		kind := sandbox.KindOf(err)
+		if isFull(err) {
+			kind = sandbox.Exhausted
+		}
+		return sandbox.E(op, kind, id, err)
+	}
+	if opts.Stop {
+		return r.destroy(op, b)
+	}
+	return nil
+}
+
+// save writes and syncs all files of a snapshot. The sandbox is afterwards as it was.
+func (s *sentry) save(ctx context.Context, b *box, dir string, paused bool) error {
+	opts := control.SaveOpts{
+		Metadata:      statefile.CompressionLevelNone.ToMetadata(),
+		HavePagesFile: true,
+		Resume:        true,
+	}
+	defer func() { closeAll(opts.FilePayload.Files) }()
+	for _, name := range stateFiles {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		opts.FilePayload.Files = append(opts.FilePayload.Files, f)
+	}
+	_ = paused
+	if err := call(ctx, s.dir, boot.ContMgrCheckpoint, &opts, nil); err != nil {
+		return fmt.Errorf("save the sentry's state: %w", fullDisk(dir, err))
+	}
+	for _, f := range opts.FilePayload.Files {
+		if err := f.Sync(); err != nil {
+			return err
+		}
+	}
+	agent := filepath.Base(b.rec.Agent)
+	if err := copyFile(filepath.Join(dir, agent), b.rec.Agent); err != nil {
+		return err
+	}
+	m := manifest{
+		Format: manifestFormat, GVisor: buildID(), Arch: runtime.GOARCH, Root: b.rec.Spec.Root,
+		Resources: b.rec.Resources, Mounts: b.rec.Spec.Mounts, Agent: agent,
+	}
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeSynced(filepath.Join(dir, manifestName), data); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// Restore makes a sandbox from the state in dir.
+func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) error {
+	const op = "gvisor.Restore"
+	if err := r.check(op, spec); err != nil {
+		return err
+	}
+	m, err := readManifest(dir)
+	if err != nil {
+		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	if err := m.check(spec, withDefaults(spec.Resources, r.cfg.Defaults)); err != nil {
+		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	agent, err := r.keepAgent(dir, m)
+	if err != nil {
+		return sandbox.E(op, ioKind(err), spec.ID, err)
+	}
+	return r.make(ctx, op, spec, dir, agent)
+}
+
+// readManifest reads our part of a snapshot.
+func readManifest(dir string) (m manifest, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, manifestName))
+	if err != nil {
+		return m, fmt.Errorf("no snapshot of this runtime: %w", err)
+	}
+	return parseManifest(data)
+}
+
+// parseManifest decodes a manifest, which may come from another node.
+func parseManifest(data []byte) (m manifest, err error) {
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, fmt.Errorf("damaged snapshot manifest: %w", err)
+	}
+	if m.Format != manifestFormat {
+		return m, fmt.Errorf("snapshot has format %d, this version reads %d", m.Format, manifestFormat)
+	}
+	if m.Agent == "" || m.Agent != filepath.Base(m.Agent) || filepath.Ext(m.Agent) != ".erofs" {
+		return m, fmt.Errorf("damaged snapshot manifest: agent %q", m.Agent)
+	}
+	return m, nil
+}
+
+// check says why a snapshot cannot become what spec wants.
+func (m manifest) check(spec sandbox.Spec, res sandbox.Resources) error {
+	switch {
+	case m.GVisor != buildID():
+		return fmt.Errorf("the snapshot was made by gVisor %s and this is %s, which cannot read it; make the sandbox anew", m.GVisor, buildID())
+	case m.Arch != runtime.GOARCH:
+		return fmt.Errorf("the snapshot is of a %s machine and this is %s", m.Arch, runtime.GOARCH)
+	case m.Root.Kind != spec.Root.Kind || m.Root.Digest != spec.Root.Digest:
+		return fmt.Errorf("the snapshot's root is %s %s, not %s %s", m.Root.Kind, m.Root.Digest, spec.Root.Kind, spec.Root.Digest)
+	case m.Resources != res:
+		return fmt.Errorf("the snapshot's resources are %+v, not %+v", m.Resources, res)
+	case len(m.Mounts) != len(spec.Mounts):
+		return fmt.Errorf("the snapshot has %d mounts, not %d", len(m.Mounts), len(spec.Mounts))
+	}
+	for i, want := range m.Mounts {
+		if got := spec.Mounts[i]; got.Target != want.Target || got.ReadOnly != want.ReadOnly {
+			return fmt.Errorf("the snapshot's mount %d is at %s, not %s", i, want.Target, got.Target)
+		}
+	}
+	return nil
+}
+
+// keepAgent makes sure that the agent's image of a snapshot is in our directory,
+// since the sandbox may outlive the snapshot.
+func (r *Runtime) keepAgent(dir string, m manifest) (string, error) {
+	path := filepath.Join(filepath.Dir(r.agent.path), m.Agent)
+	if _, err := os.Stat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+		return path, err
+	}
+	tmp := fmt.Sprintf("%s.%d", path, unix.Gettid())
+	defer os.Remove(tmp)
+	if err := copyFile(tmp, filepath.Join(dir, m.Agent)); err != nil {
+		return "", err
+	}
+	return path, os.Rename(tmp, path)
+}
+
+// fullDisk adds ENOSPC to an error that crossed the sentry as text, when the
+// directory's file system has no room.
+func fullDisk(dir string, err error) error {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil && st.Bavail*uint64(st.Bsize) < 1<<20 {
+		return errors.Join(unix.ENOSPC, err)
+	}
+	return err
+}
+
+// copyFile copies and syncs a file; file systems that can, share the blocks.
+func copyFile(dst, src string) error {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if _, err := out.ReadFrom(in); err != nil {
+		return err
+	}
+	return out.Sync()
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(data); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

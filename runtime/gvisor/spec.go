@@ -1,0 +1,189 @@
+package gvisor
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"net/netip"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"gvisor.dev/gvisor/runsc/specutils"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// agentDir is where the guest agent is mounted in every sandbox.
+const agentDir = "/.atoll"
+
+// capabilities of root inside. CAP_SYS_ADMIN and CAP_SYS_RESOURCE are missing so
+// that the limit of processes holds for root too.
+var capabilities = []string{
+	"CAP_AUDIT_WRITE", "CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_MKNOD",
+	"CAP_NET_BIND_SERVICE", "CAP_SETFCAP", "CAP_SETGID", "CAP_SETPCAP", "CAP_SETUID",
+	"CAP_SYS_CHROOT", "CAP_SYS_PTRACE",
+}
+
+// files are the host files from which a sandbox's file systems are made.
+type files struct {
+	root  string // EROFS image
+	agent string // EROFS image with the guest agent as "guest"
+	binds []sandbox.Mount
+}
+
+// layout is everything the sentry must be told at boot, as values.
+type layout struct {
+	spec   *specs.Spec
+	confs  specutils.GoferMountConfFlags
+	images []string // EROFS files in the order in which the sentry takes them; "" is a gofer's socket
+}
+
+// needsGofer reports whether host directories are visible inside.
+func (l layout) needsGofer() bool { return slices.Contains(l.images, "") }
+
+// plan turns a sandbox's spec into what gVisor understands. res is complete.
+// The order of mounts counts: a snapshot can only be restored into the same.
+func plan(s sandbox.Spec, res sandbox.Resources, f files, dir string) layout {
+	l := layout{
+		images: []string{f.root},
+		confs: specutils.GoferMountConfFlags{{
+			Lower: specutils.Erofs, Upper: specutils.AnonOverlay, Size: strconv.FormatInt(res.Disk, 10),
+		}},
+	}
+	mounts := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc"},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"ro", "nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "mode=755"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts"},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "mode=1777", "size=" + strconv.FormatInt(res.Memory/2, 10)}},
+		{Destination: agentDir, Type: "erofs", Source: f.agent, Options: []string{"ro"}},
+	}
+	l.images = append(l.images, f.agent)
+	l.confs = append(l.confs, specutils.GoferMountConf{Lower: specutils.Erofs, Upper: specutils.NoOverlay})
+	for _, b := range slices.Concat(f.binds, s.Mounts) {
+		m, image := mount(b)
+		mounts = append(mounts, m)
+		l.images = append(l.images, image)
+		conf := specutils.GoferMountConf{Lower: specutils.Lisafs, Upper: specutils.NoOverlay}
+		if image != "" {
+			conf.Lower = specutils.Erofs
+		}
+		l.confs = append(l.confs, conf)
+	}
+	hostname := s.Hostname
+	if hostname == "" {
+		hostname = s.ID
+	}
+	limit := uint64(res.Pids)
+	l.spec = &specs.Spec{
+		Version:  specs.Version,
+		Hostname: hostname,
+		Root:     &specs.Root{Path: dir},
+		Mounts:   mounts,
+		Process: &specs.Process{
+			Args: []string{agentDir + "/guest", "-listen", "tcp:" + strconv.Itoa(sandbox.GuestPort)},
+			Env:  []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
+			Cwd:  "/",
+			Capabilities: &specs.LinuxCapabilities{
+				Bounding: capabilities, Effective: capabilities, Permitted: capabilities, Inheritable: capabilities,
+			},
+			Rlimits: []specs.POSIXRlimit{
+				{Type: "RLIMIT_NPROC", Soft: limit, Hard: limit},
+				{Type: "RLIMIT_NOFILE", Soft: 1 << 16, Hard: 1 << 20},
+			},
+		},
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+			{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+			{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace},
+		}},
+	}
+	return l
+}
+
+// mount translates one mount. image is its file when it is an EROFS image.
+func mount(m sandbox.Mount) (out specs.Mount, image string) {
+	if strings.HasSuffix(m.Source, ".erofs") {
+		return specs.Mount{Destination: m.Target, Type: "erofs", Source: m.Source, Options: []string{"ro"}}, m.Source
+	}
+	access := "rw"
+	if m.ReadOnly {
+		access = "ro"
+	}
+	return specs.Mount{Destination: m.Target, Type: "bind", Source: m.Source, Options: []string{"rbind", access}}, ""
+}
+
+// checkSpec says what makes a spec impossible here that suits the capabilities.
+func checkSpec(op string, s sandbox.Spec) error {
+	invalid := func(format string, args ...any) error {
+		return sandbox.Errorf(op, sandbox.Invalid, s.ID, format, args...)
+	}
+	switch {
+	case s.Root.Kind == sandbox.RootEROFS && !path.IsAbs(s.Root.Path):
+		return invalid("the path of an EROFS root must be absolute, not %q", s.Root.Path)
+	case s.Resources.Memory > 0 && s.Resources.Memory < minMemory:
+		return invalid("%d bytes of memory are fewer than the %d that a guest needs", s.Resources.Memory, minMemory)
+	case s.Resources.Pids > maxPids:
+		return invalid("%d processes are more than the sentry's %d", s.Resources.Pids, maxPids)
+	}
+	for _, m := range s.Mounts {
+		if m.Target == agentDir || strings.HasPrefix(m.Target, agentDir+"/") {
+			return invalid("mount at %q: %s belongs to the guest agent", m.Target, agentDir)
+		}
+	}
+	return nil
+}
+
+const (
+	minMemory = 16 << 20 // bytes
+	maxPids   = 1 << 15  // half of what the sentry can have in all
+)
+
+// tmpMarker is put into /tmp, since gVisor would mount memory over an empty one
+// and the limit of disk would not hold there.
+const tmpMarker = "tmp/.X11-unix"
+
+// presets is a tar of what every root needs on top of its own files: the
+// resolver's address, names of the loopback, and directories to mount over. The
+// sentry unpacks it into the sandbox's overlay at start.
+func presets(hostname string, link *sandbox.Link) []byte {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	dir := func(name string, mode int64) {
+		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./" + name + "/", Mode: mode})
+	}
+	file := func(name, text string) {
+		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "./" + name, Mode: 0o644, Size: int64(len(text))})
+		_, _ = w.Write([]byte(text))
+	}
+	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755})
+	dir("tmp", 0o1777)
+	dir(tmpMarker, 0o1777)
+	dir("etc", 0o755)
+	file("etc/hosts", "127.0.0.1\tlocalhost "+hostname+"\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	file("etc/hostname", hostname+"\n")
+	if link != nil {
+		file("etc/resolv.conf", resolver(link.Gateway))
+	}
+	_ = w.Close() // a bytes.Buffer does not fail
+	return buf.Bytes()
+}
+
+// resolver is the content of /etc/resolv.conf.
+func resolver(gateway netip.Addr) string {
+	return fmt.Sprintf("nameserver %s\noptions edns0\n", gateway)
+}
+
+// ours reports whether a path of the overlay was put there by us and is no
+// change that the sandbox made.
+func ours(name string) bool {
+	name = strings.Trim(path.Clean("/"+name), "/")
+	switch name {
+	case "", "etc/hosts", "etc/hostname", "etc/resolv.conf", "proc", "sys", "dev", tmpMarker:
+		return true
+	}
+	top, _, _ := strings.Cut(name, "/")
+	return "/"+top == agentDir || top == "proc" || top == "sys" || top == "dev"
+}

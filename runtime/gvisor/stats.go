@@ -1,0 +1,58 @@
+package gvisor
+
+import (
+	"context"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// statsTimeout bounds the question to the sentry for its processes.
+const statsTimeout = 2 * time.Second
+
+// Stats reads what the sandbox uses now.
+func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
+	const op = "gvisor.Stats"
+	b, err := r.box(op, id)
+	if err != nil {
+		return sandbox.Stats{}, err
+	}
+	s, err := b.live(op, sandbox.Running, sandbox.Paused)
+	if err != nil {
+		return sandbox.Stats{}, err
+	}
+	b.mu.Lock()
+	res, link := b.rec.Resources, b.rec.Spec.Link
+	b.mu.Unlock()
+	st := sandbox.Stats{
+		Time:        time.Now(),
+		CPU:         s.group.cpu(),
+		Memory:      s.group.memory(),
+		MemoryLimit: res.Memory,
+		Disk:        s.overlaySize(),
+		DiskLimit:   res.Disk,
+	}
+	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
+	defer cancel()
+	cid := containerID
+	var procs []*control.Process
+	if err := call(ctx, s.dir, boot.ContMgrProcesses, &cid, &procs); err != nil {
+		return sandbox.Stats{}, sandbox.E(op, "", id, err)
+	}
+	for _, p := range procs {
+		st.Pids += max(1, len(p.Threads))
+	}
+	if link != nil {
+		if st.RxBytes, st.TxBytes, err = linkBytes(link); err != nil {
+			return sandbox.Stats{}, sandbox.E(op, "", id, err)
+		}
+	}
+	return st, nil
+}
+
+func (s *sentry) overlaySize() int64 { return 0 }
+
+func linkBytes(link *sandbox.Link) (rx, tx int64, err error) { return 0, 0, nil }
