@@ -13,6 +13,7 @@ import (
 
 	"github.com/atoll-run/atoll/api/e2b"
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/tenant"
@@ -132,7 +133,7 @@ func (p *Parts) tlsConfig(cfg Config) (*tls.Config, error) {
 // prepare makes what sandboxes start from, so that the first request does not
 // wait for it: the base template, then the pools.
 func (p *Parts) prepare(ctx context.Context, cfg Config) {
-	report := func(line string) { cfg.Log.Info("base template", "progress", line) }
+	report := func(p image.Progress) { cfg.Log.Info("making the base template", "stage", p.Stage) }
 	if _, err := p.Node.EnsureBase(ctx, report); err != nil {
 		if ctx.Err() == nil {
 			cfg.Log.Error("the base template could not be made; it is tried again when it is asked for", "error", err)

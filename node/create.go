@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -38,7 +39,7 @@ func (n *Node) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
 	if !req.Fresh && n.fits(rec, from) {
 		snap = from.build.Snapshot
 	}
-	if rec.Runtime, err = n.choose(op, req, from.root, rec, snap); err != nil {
+	if rec.Runtime, err = n.choose(op, req, rec, snap); err != nil {
 		return Sandbox{}, err
 	}
 	return n.launch(ctx, rec, snap)
@@ -86,21 +87,14 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 	return rec, checkRequest(op, rec)
 }
 
-// checkRequest refuses what no runtime could make sense of.
+// checkRequest refuses what runtimes do not look at.
 func checkRequest(op string, rec Sandbox) error {
 	r := rec.Spec.Resources
 	switch {
-	case r.CPUs < 0 || r.Memory < 0 || r.Disk < 0 || r.Pids < 0:
-		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "resources cannot be negative")
 	case r.Memory > 0 && r.Memory < 16<<20:
 		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "%d bytes of memory are too few to start anything; ask for 16 MiB or more", r.Memory)
 	case rec.Name != "" && !nameOK(rec.Name):
 		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a name has up to 63 letters, digits, '-', '_' or '.', and begins with a letter or digit")
-	}
-	for _, m := range rec.Spec.Mounts {
-		if len(m.Target) < 2 || m.Target[0] != '/' {
-			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a mount's target must be an absolute path, not %q", m.Target)
-		}
 	}
 	for _, p := range rec.Ports {
 		if p.Guest < 1 || p.Guest > 65535 || p.Host < 0 || p.Host > 65535 {
@@ -112,7 +106,7 @@ func checkRequest(op string, rec Sandbox) error {
 
 // choose picks the first runtime, in the order asked for, that can do what the
 // record needs.
-func (n *Node) choose(op string, req CreateRequest, root sandbox.Root, rec Sandbox, snap string) (string, error) {
+func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (string, error) {
 	if snap != "" {
 		m, err := n.cfg.Snapshots.Get(snap)
 		return m.Runtime, err
@@ -123,35 +117,24 @@ func (n *Node) choose(op string, req CreateRequest, root sandbox.Root, rec Sandb
 			order = append(order, r.Name())
 		}
 	}
+	spec := rec.Spec
+	if spec.Network == sandbox.NetworkSandbox {
+		spec.Link = &sandbox.Link{} // made once it is known that some runtime wants it
+	}
 	var why error
 	for _, name := range order {
 		r, err := n.Runtime(name)
 		if err == nil {
-			if lack := lacks(r.Capabilities(), root, rec); lack == "" {
-				return name, nil
-			} else {
-				err = sandbox.Errorf(op, sandbox.Unsupported, name, "this runtime %s", lack)
-			}
+			err = r.Capabilities().Check(op, spec)
+		}
+		if err == nil {
+			return name, nil
 		}
 		if why == nil { // the most preferred one's reason is what the user wants to know
 			why = err
 		}
 	}
 	return "", sandbox.E(op, "", rec.Name, why)
-}
-
-// lacks says what a runtime with these capabilities cannot give the record;
-// empty when it can do all.
-func lacks(c sandbox.Capabilities, root sandbox.Root, rec Sandbox) string {
-	switch {
-	case !slices.Contains(c.Roots, root.Kind):
-		return "cannot start from " + string(root.Kind) + " roots"
-	case !slices.Contains(c.Networks, rec.Spec.Network):
-		return "has no network mode " + string(rec.Spec.Network)
-	case len(rec.Spec.Mounts) > 0 && !c.Mounts:
-		return "cannot mount volumes"
-	}
-	return ""
 }
 
 // launch makes the sandbox of a drafted record: from a snapshot if snap is not
@@ -246,12 +229,14 @@ func (n *Node) initGuest(ctx context.Context, rec Sandbox, oldToken string) erro
 	defer stop()
 	entropy := make([]byte, 64)
 	_, _ = rand.Read(entropy) // never fails since Go 1.24
-	client := guest.NewClient(n.dialer(rec), guest.Options{Token: oldToken})
-	defer client.Close()
-	return client.Init(ctx, guest.InitRequest{
-		EnvVars: rec.Env, AccessToken: rec.GuestToken, DefaultUser: rec.User, DefaultWorkdir: rec.Workdir,
-		Hostname: rec.Spec.Hostname, Timestamp: time.Now(), Entropy: entropy,
-	})
+	client := guest.New(n.dialGuest(rec), guest.Options{Token: oldToken})
+	defer client.CloseIdle()
+	now, user := time.Now(), cmp.Or(rec.User, "root")
+	init := wire.Init{EnvVars: rec.Env, DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy}
+	if rec.GuestToken != "" || oldToken != "" {
+		init.AccessToken = &rec.GuestToken
+	}
+	return client.Init(ctx, init)
 }
 
 // discard removes everything of a sandbox that was not finished. The entry's op

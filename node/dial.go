@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -40,6 +41,12 @@ func (n *Node) dialer(rec Sandbox) func(ctx context.Context, port int) (net.Conn
 		}
 		return r.Dial(ctx, rec.ID, port)
 	}
+}
+
+// dialGuest connects to a sandbox's guest whatever its record says.
+func (n *Node) dialGuest(rec Sandbox) guest.Dial {
+	dial := n.dialer(rec)
+	return func(ctx context.Context) (net.Conn, error) { return dial(ctx, sandbox.GuestPort) }
 }
 
 // Changes writes what a sandbox changed in its root, as an OCI layer.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
 )
@@ -325,9 +326,9 @@ func (n *Node) sweepSnapshots() []string {
 
 // PruneReport says what Prune removed.
 type PruneReport struct {
-	Sandboxes []string `json:"sandboxes"` // records of ended ones
-	Snapshots []string `json:"snapshots"`
-	Images    int64    `json:"images"` // bytes freed in the image store
+	Sandboxes []string     `json:"sandboxes"` // records of ended ones
+	Snapshots []string     `json:"snapshots"`
+	Images    image.Pruned `json:"images"`
 }
 
 // Prune removes the records of ended sandboxes and everything on disk that
@@ -337,18 +338,18 @@ func (n *Node) Prune(ctx context.Context) (PruneReport, error) {
 	n.forgetEnded(ctx, 0, func(id string) { report.Sandboxes = append(report.Sandboxes, id) })
 	report.Snapshots = n.sweepSnapshots()
 	var err error
-	report.Images, err = n.cfg.Images.Prune(ctx, n.rootsInUse())
+	report.Images, err = n.cfg.Images.Prune(ctx, n.rootsInUse(), false)
 	return report, err
 }
 
 // rootsInUse is the set of roots that a sandbox or a snapshot still needs.
-func (n *Node) rootsInUse() map[string]bool {
-	use := make(map[string]bool)
+func (n *Node) rootsInUse() []string {
+	var use []string
 	for _, r := range n.records(func(r Sandbox) bool { return live(r.State) }) {
-		use[r.Spec.Root.Digest] = true
+		use = append(use, r.Spec.Root.Digest)
 	}
 	for _, m := range n.cfg.Snapshots.List() {
-		use[m.Spec.Root.Digest] = true
+		use = append(use, m.Spec.Root.Digest)
 	}
 	return use
 }

@@ -339,8 +339,8 @@ func (n *Node) Guest(_ context.Context, ref string) (*guest.Client, error) {
 	defer n.mu.Unlock()
 	if e.client == nil {
 		id := e.rec.ID
-		e.client = guest.NewClient(func(ctx context.Context, port int) (net.Conn, error) { return n.Dial(ctx, id, port) },
-			guest.Options{Token: e.rec.GuestToken})
+		dial := func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, id, sandbox.GuestPort) }
+		e.client = guest.New(dial, guest.Options{Token: e.rec.GuestToken})
 	}
 	return e.client, nil
 }

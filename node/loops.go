@@ -83,23 +83,23 @@ func (n *Node) busy(id string) bool {
 // apply carries out one action, unless the sandbox has changed since it was
 // planned.
 func (n *Node) apply(ctx context.Context, a action, seen observed) error {
-	if a.kind == actOrphan {
-		n.mu.RLock()
-		_, known := n.entries[a.id]
-		n.mu.RUnlock()
-		if known { // made since the runtime was asked
-			return nil
-		}
-		return n.runtimes[a.runtime].Destroy(ctx, a.id)
-	}
 	n.mu.RLock()
 	e := n.entries[a.id]
 	n.mu.RUnlock()
+	if e == nil && a.kind == actOrphan {
+		return n.runtimes[a.runtime].Destroy(ctx, a.id)
+	}
 	if e == nil || !e.op.tryLock() {
 		return nil
 	}
 	defer e.op.unlock()
 	rec := n.record(e)
+	if a.kind == actOrphan {
+		if hasMachine(rec) { // made since the runtime was asked
+			return nil
+		}
+		return n.runtimes[a.runtime].Destroy(ctx, a.id)
+	}
 	if now, ok := planOne(rec, seen, time.Now()); !ok || now.kind != a.kind {
 		return nil
 	}

@@ -60,12 +60,13 @@ type Node struct {
 	pools     map[string]int       // template ID to the size wanted
 	builds    map[string]*buildLog // by build ID, since this node started
 
-	base     sync.Mutex    // held while the base image is made
-	updating sync.Mutex    // held while a template is updated
-	kick     chan struct{} // asks the reconcile loop to look again; holds one
-	poolKick chan struct{} // asks the pool keeper to look again; holds one
-	stop     context.CancelFunc
-	done     sync.WaitGroup // the background loops
+	base       sync.Mutex      // held while the base image is made
+	updating   sync.Mutex      // held while a template is updated
+	kick       chan struct{}   // asks the reconcile loop to look again; holds one
+	poolKick   chan struct{}   // asks the pool keeper to look again; holds one
+	background context.Context // ends when the node is closed
+	stop       context.CancelFunc
+	done       sync.WaitGroup // the background loops and builds
 }
 
 // entry is one sandbox and what this process holds for it.
@@ -127,14 +128,13 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.sweepNetwork(ctx)
 	n.sweepSnapshots()
 
-	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	n.stop = stop
+	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.done.Add(3 + len(cfg.Runtimes))
-	go n.reconcileLoop(background)
-	go n.sampleLoop(background)
-	go n.poolLoop(background)
+	go n.reconcileLoop(n.background)
+	go n.sampleLoop(n.background)
+	go n.poolLoop(n.background)
 	for _, r := range cfg.Runtimes {
-		go n.watchLoop(background, r)
+		go n.watchLoop(n.background, r)
 	}
 	return n, nil
 }
@@ -223,7 +223,7 @@ func (e *entry) closeLocal() {
 		delete(e.listeners, port)
 	}
 	if e.client != nil {
-		e.client.Close()
+		e.client.CloseIdle()
 		e.client = nil
 	}
 }

@@ -14,7 +14,7 @@ const (
 	actDiscard actionKind = "discard" // its creation or removal was interrupted
 	actKill    actionKind = "kill"    // its time is up
 	actPause   actionKind = "pause"   // its time is up and it asked to be paused
-	actOrphan  actionKind = "orphan"  // a runtime has it, no record does
+	actOrphan  actionKind = "orphan"  // a runtime has a machine that no record accounts for
 	actAdopt   actionKind = "adopt"   // it lives: take up its ports and counters again
 )
 
@@ -36,9 +36,9 @@ type observed map[string]map[string]sandbox.Status
 // and are left alone.
 func plan(records []Sandbox, seen observed, busy func(id string) bool, now time.Time) []action {
 	var out []action
-	known := make(map[string]bool, len(records))
+	expected := make(map[string]bool, len(records))
 	for _, r := range records {
-		known[r.ID] = true
+		expected[r.ID] = hasMachine(r)
 		if busy(r.ID) {
 			continue
 		}
@@ -48,12 +48,24 @@ func plan(records []Sandbox, seen observed, busy func(id string) bool, now time.
 	}
 	for name, all := range seen {
 		for id := range all {
-			if !known[id] && !busy(id) {
+			if !expected[id] && !busy(id) {
 				out = append(out, action{kind: actOrphan, id: id, runtime: name})
 			}
 		}
 	}
 	return out
+}
+
+// hasMachine reports whether a machine may exist for the record. None may once it
+// has ended, was lost, or was saved to disk.
+func hasMachine(r Sandbox) bool {
+	switch r.State {
+	case sandbox.Terminated, sandbox.Error:
+		return false
+	case sandbox.Paused:
+		return r.Suspended == ""
+	}
+	return true
 }
 
 func planOne(r Sandbox, seen observed, now time.Time) (action, bool) {

@@ -213,7 +213,7 @@ func (n *Node) fillOne(ctx context.Context, template string) error {
 	if n.fits(rec, from) {
 		snap = from.build.Snapshot
 	}
-	if rec.Runtime, err = n.choose("node.pool", req, from.root, rec, snap); err != nil {
+	if rec.Runtime, err = n.choose("node.pool", req, rec, snap); err != nil {
 		return err
 	}
 	_, err = n.launch(ctx, rec, snap)

@@ -81,7 +81,7 @@ func (n *Node) resolve(ctx context.Context, name string) (origin, error) {
 	}
 	img, err := n.cfg.Images.Get(name)
 	if sandbox.Is(err, sandbox.NotFound) {
-		img, err = n.cfg.Images.Pull(ctx, name, image.PullOptions{})
+		img, err = n.pull(ctx, name)
 	}
 	if err != nil {
 		return origin{}, err
@@ -145,20 +145,22 @@ func (n *Node) fits(rec Sandbox, from origin) bool {
 }
 
 // EnsureBase makes the template that exists on every node, from the
-// distribution's own packages. progress may be nil.
-func (n *Node) EnsureBase(ctx context.Context, progress func(string)) (Template, error) {
+// distribution's own packages, and gives it a new build when its recipe has
+// changed. progress may be nil.
+func (n *Node) EnsureBase(ctx context.Context, progress func(image.Progress)) (Template, error) {
 	n.base.Lock() // the image takes a while to make; others wait for it
 	defer n.base.Unlock()
-	if t, err := n.GetTemplate(ctx, BaseTemplate); err == nil {
-		return t, nil
-	}
 	img, err := n.cfg.Images.EnsureBase(ctx, progress)
 	if err != nil {
 		return Template{}, err
 	}
+	t, err := n.GetTemplate(ctx, BaseTemplate)
+	if err == nil && t.ready("").Root == img.Root.Digest {
+		return t, nil
+	}
 	now := time.Now().UTC()
-	b := Build{ID: sandbox.NewID(), State: BuildReady, Created: now, Finished: &now, Image: img.ID, Resources: n.cfg.Defaults}
-	t := Template{ID: BaseTemplate, Names: []string{BaseTemplate}, Team: defaultTeam, Public: true, Builds: []Build{b},
+	b := Build{ID: sandbox.NewID(), State: BuildReady, Created: now, Finished: &now, Image: image.BaseName, Root: img.Root.Digest, Resources: n.cfg.Defaults}
+	t = Template{ID: BaseTemplate, Names: []string{BaseTemplate}, Team: defaultTeam, Public: true, Builds: []Build{b},
 		Tags: map[string]string{defaultTag: b.ID}, Created: now, Updated: now, Resources: n.cfg.Defaults}
 	return t, n.putTemplate(ctx, t)
 }
@@ -274,19 +276,19 @@ func (n *Node) RemoveTemplate(ctx context.Context, ref string) error {
 	nudge(n.poolKick)
 	var errs []error
 	for _, b := range t.Builds {
-		errs = append(errs, n.dropBuild(ctx, b))
+		errs = append(errs, n.dropBuild(b))
 	}
 	return errors.Join(append(errs, os.RemoveAll(n.FilesDir(t.ID)))...)
 }
 
 // dropBuild removes what a build left: its image's name and its snapshot.
-func (n *Node) dropBuild(ctx context.Context, b Build) error {
+func (n *Node) dropBuild(b Build) error {
 	var errs []error
 	if b.Snapshot != "" {
 		errs = append(errs, n.dropSnapshot(b.Snapshot))
 	}
 	if b.Image != "" {
-		if err := n.cfg.Images.Remove(ctx, b.Image); err != nil && !sandbox.Is(err, sandbox.NotFound) {
+		if err := n.cfg.Images.Remove(b.Image); err != nil && !sandbox.Is(err, sandbox.NotFound) {
 			errs = append(errs, err)
 		}
 	}

@@ -186,6 +186,7 @@ type Build struct {
 	Created   time.Time         `json:"created"`
 	Finished  *time.Time        `json:"finished,omitempty"`
 	Image     string            `json:"image,omitempty"`    // reference in the image store
+	Root      string            `json:"root,omitempty"`     // digest of the image's root
 	Snapshot  string            `json:"snapshot,omitempty"` // ID; empty when the template boots from its image
 	Resources sandbox.Resources `json:"resources"`
 	StartCmd  string            `json:"startCmd,omitempty"`
