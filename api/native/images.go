@@ -1,0 +1,147 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Images manages what sandboxes start from.
+type Images interface {
+	// Images lists what is in the store; `host` is always there and not listed.
+	Images(ctx context.Context) ([]image.Image, error)
+	GetImage(ctx context.Context, ref string) (image.Image, error)
+	// PullImage fetches from a registry, or makes the template `base`. report,
+	// which may be nil, is called one call after another.
+	PullImage(ctx context.Context, req PullRequest, report func(image.Progress)) (image.Image, error)
+	// ImportImage reads a tar archive: of docker save, an OCI layout, or a root.
+	ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error)
+	TagImage(ctx context.Context, ref, name string) (image.Image, error)
+	RemoveImage(ctx context.Context, ref string) error
+}
+
+// PullRequest asks for an image of a registry. Without a user name, what
+// docker login left on the node is used.
+type PullRequest struct {
+	Ref      string `json:"ref"`
+	Username string `json:"username,omitempty"`
+	Password string `json:"password,omitempty"`
+	Platform string `json:"platform,omitempty"` // "linux/arm64"; default: the node's
+	Insecure bool   `json:"insecure,omitempty"` // plain HTTP
+}
+
+// TagRequest gives an image another name.
+type TagRequest struct {
+	Ref  string `json:"ref"`
+	Name string `json:"name"`
+}
+
+// Images implements Backend.
+func (l *Local) Images(context.Context) ([]image.Image, error) { return l.node.Images().List() }
+
+// GetImage implements Backend.
+func (l *Local) GetImage(_ context.Context, ref string) (image.Image, error) {
+	return l.node.Images().Get(ref)
+}
+
+// PullImage implements Backend.
+func (l *Local) PullImage(ctx context.Context, req PullRequest, report func(image.Progress)) (image.Image, error) {
+	if req.Ref == image.BaseName {
+		if _, err := l.node.EnsureBase(ctx, report); err != nil {
+			return image.Image{}, err
+		}
+		return l.node.Images().Get(req.Ref)
+	}
+	return l.node.Images().Pull(ctx, req.Ref, image.RegistryOptions{
+		Username: req.Username, Password: req.Password, Platform: req.Platform, Insecure: req.Insecure, Progress: report,
+	})
+}
+
+// ImportImage implements Backend.
+func (l *Local) ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error) {
+	return l.node.Images().Import(ctx, archive, image.ImportOptions{Name: name})
+}
+
+// TagImage implements Backend.
+func (l *Local) TagImage(_ context.Context, ref, name string) (image.Image, error) {
+	return l.node.Images().Tag(ref, name)
+}
+
+// RemoveImage implements Backend.
+func (l *Local) RemoveImage(_ context.Context, ref string) error { return l.node.Images().Remove(ref) }
+
+// Images implements Backend.
+func (c *Client) Images(ctx context.Context) ([]image.Image, error) {
+	return ask[[]image.Image](ctx, c, "native.Images", http.MethodGet, "/images", nil, nil)
+}
+
+// GetImage implements Backend.
+func (c *Client) GetImage(ctx context.Context, ref string) (image.Image, error) {
+	return ask[image.Image](ctx, c, "native.GetImage", http.MethodGet, "/image", queryOf("ref", ref), nil)
+}
+
+// PullImage implements Backend.
+func (c *Client) PullImage(ctx context.Context, req PullRequest, report func(image.Progress)) (image.Image, error) {
+	return follow[image.Progress, image.Image](ctx, c, "native.PullImage", "/images/pull", nil, req, report)
+}
+
+// ImportImage implements Backend.
+func (c *Client) ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error) {
+	return ask[image.Image](ctx, c, "native.ImportImage", http.MethodPost, "/images/import", queryOf("name", name), archive)
+}
+
+// TagImage implements Backend.
+func (c *Client) TagImage(ctx context.Context, ref, name string) (image.Image, error) {
+	return ask[image.Image](ctx, c, "native.TagImage", http.MethodPost, "/images/tag", nil, TagRequest{Ref: ref, Name: name})
+}
+
+// RemoveImage implements Backend.
+func (c *Client) RemoveImage(ctx context.Context, ref string) error {
+	return c.tell(ctx, "native.RemoveImage", http.MethodDelete, "/image", url.Values{"ref": {ref}}, nil)
+}
+
+// Images are the node's, shared by all teams: anybody may add one by pulling,
+// since its content is its name's; only the root key may say what a name means.
+
+func (s scoped) ImportImage(context.Context, string, io.Reader) (image.Image, error) {
+	return image.Image{}, s.denied("importing images")
+}
+
+func (s scoped) TagImage(context.Context, string, string) (image.Image, error) {
+	return image.Image{}, s.denied("naming images")
+}
+
+func (s scoped) RemoveImage(context.Context, string) error { return s.denied("removing images") }
+
+// imageRoutes carry references in the query, since they hold slashes.
+func imageRoutes() []route {
+	const op = "native.Images"
+	importing := on("POST", "/api/v1/images/import", "Make an image from a tar archive", func(c *call, _ none) (image.Image, error) {
+		return c.backend.ImportImage(c.ctx, c.r.URL.Query().Get("name"), c.r.Body)
+	}, "name")
+	importing.accepts = "application/x-tar"
+	return []route{
+		on("GET", "/api/v1/images", "List images", func(c *call, _ none) ([]image.Image, error) { return c.backend.Images(c.ctx) }),
+		on("GET", "/api/v1/image", "One image", func(c *call, _ none) (image.Image, error) {
+			return c.backend.GetImage(c.ctx, c.r.URL.Query().Get("ref"))
+		}, "ref"),
+		onStream("POST", "/api/v1/images/pull", "Fetch an image from a registry", func(c *call, in PullRequest, report func(image.Progress)) (image.Image, error) {
+			if in.Ref == "" {
+				return image.Image{}, sandbox.E(op, sandbox.Invalid, "", errors.New("ref is missing"))
+			}
+			return c.backend.PullImage(c.ctx, in, report)
+		}),
+		importing,
+		on("POST", "/api/v1/images/tag", "Give an image another name", func(c *call, in TagRequest) (image.Image, error) {
+			return c.backend.TagImage(c.ctx, in.Ref, in.Name)
+		}),
+		on("DELETE", "/api/v1/image", "Take a name of an image away", func(c *call, _ none) (none, error) {
+			return none{}, c.backend.RemoveImage(c.ctx, c.r.URL.Query().Get("ref"))
+		}, "ref"),
+	}
+}
