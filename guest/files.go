@@ -208,10 +208,11 @@ func (w *Watcher) Next() (Change, error) {
 	return Change{}, rpcError("guest.Watch", w.path, err)
 }
 
-// Close ends the watch.
-func (w *Watcher) Close() {
+// Close ends the watch. It never fails.
+func (w *Watcher) Close() error {
 	w.cancel()
 	_ = w.stream.Close() // says only that it was canceled
+	return nil
 }
 
 // Logs passes log entries after since to each, oldest first: those that are

@@ -153,7 +153,7 @@ func open[M any, P eventMessage[M]](c *Client, op, subject string, cancel contex
 		err = errors.New("the stream does not begin with the start of the process")
 	}
 	if err != nil {
-		p.Close()
+		_ = p.Close()
 		return nil, rpcError(op, subject, err)
 	}
 	p.PID = int(first.GetStart().GetPid())
@@ -224,10 +224,11 @@ func (p *Process) Wait(stdout, stderr io.Writer) (Result, error) {
 	}
 }
 
-// Close ends this view; the process goes on.
-func (p *Process) Close() {
+// Close ends this view; the process goes on. It never fails.
+func (p *Process) Close() error {
 	p.cancel()
 	_ = p.close() // says only that it was canceled
+	return nil
 }
 
 func (p *Process) selector() *processpb.ProcessSelector {

@@ -3,10 +3,13 @@
 //
 // Usage:
 //
-//	atoll-guest [-listen ADDRESS] [-mounts] [-poweroff] [-v]
+//	atoll-guest [-listen ADDRESS] [-machine] [-v]
 //
 // It runs as a child of anything or as PID 1. SIGTERM and SIGINT end it with
-// all processes that it started, as POST /shutdown does.
+// all processes that it started, as POST /shutdown does. As PID 1 it changes the
+// host name when /init says so; with -machine, as the first process of a machine
+// of its own, it also mounts /proc, /sys, /dev and what belongs to them, sets
+// the clock when /init says so, and switches the machine off at the end.
 package main
 
 import (
@@ -30,8 +33,7 @@ import (
 
 func main() {
 	listen := flag.String("listen", "tcp:49983", "where to listen: tcp:[HOST:]PORT, unix:PATH or fd:NUMBER (a listening socket)")
-	mounts := flag.Bool("mounts", false, "mount /proc, /sys, /dev and what belongs to them, as the first process of a machine must")
-	poweroff := flag.Bool("poweroff", false, "switch the machine off at the end, as the first process of a machine must")
+	machine := flag.Bool("machine", false, "be the first process of a machine: mount /proc and the like, set the clock, switch off at the end")
 	verbose := flag.Bool("v", false, "log more")
 	version := flag.Bool("version", false, "print the version of the protocol and exit")
 	flag.Parse()
@@ -44,11 +46,11 @@ func main() {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	err := run(*listen, *mounts, log)
+	err := run(*listen, *machine, log)
 	if err != nil {
 		log.Error("atoll-guest", "error", err)
 	}
-	if *poweroff {
+	if *machine {
 		unix.Sync()
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) // fails in a container
 	}
@@ -60,8 +62,8 @@ func main() {
 // reopenLimit bounds how often in a row a listener that fails is opened again.
 const reopenLimit = 20
 
-func run(address string, mounts bool, log *slog.Logger) error {
-	if mounts {
+func run(address string, machine bool, log *slog.Logger) error {
+	if machine {
 		if err := mountAll(); err != nil {
 			return err
 		}
@@ -72,7 +74,7 @@ func run(address string, mounts bool, log *slog.Logger) error {
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
 	reserveThreads()
-	s := server.New(log)
+	s := server.New(server.Config{Log: log, PID1: os.Getpid() == 1, Machine: machine})
 	l, err := open(address)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ func (s *Server) pack(w http.ResponseWriter, r *http.Request) {
 		err = p.tar.Close()
 	}
 	if err != nil {
-		s.log.Debug("archive cut", "path", root, "error", err)
+		s.Log.Debug("archive cut", "path", root, "error", err)
 		// The status is out already: cutting the stream is how the client learns.
 		panic(http.ErrAbortHandler)
 	}

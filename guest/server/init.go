@@ -54,25 +54,27 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// repair makes the machine its own again after a restore. What the kernel does
-// not let us do is not our job: then the runtime outside does it.
+// repair makes the sandbox its own again after a restore. What the kernel does
+// not let us do is not our job: then the runtime outside does it. An agent that
+// is neither PID 1 nor alone on its kernel shares with its host what it would
+// change, and leaves it.
 func (s *Server) repair(in wire.Init) {
 	attempt := func(what string, err error) {
 		if err == nil || errors.Is(err, os.ErrPermission) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EROFS) {
 			return
 		}
-		s.log.Warn("init: could not "+what, "error", err)
+		s.Log.Warn("init: could not "+what, "error", err)
 	}
-	if in.Timestamp != nil {
+	if in.Timestamp != nil && s.Machine {
 		attempt("set the clock", setClock(*in.Timestamp))
 	}
 	if len(in.Entropy) > 0 {
 		attempt("add entropy", addEntropy(in.Entropy))
 	}
-	if in.Hostname != "" {
+	if in.Hostname != "" && s.PID1 {
 		attempt("set the host name", setHostname(in.Hostname))
 	}
-	if in.CACertificate != "" {
+	if in.CACertificate != "" && s.PID1 {
 		attempt("add the certificate authority", addAuthority(in.CACertificate))
 	}
 }

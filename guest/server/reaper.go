@@ -4,12 +4,19 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 )
 
-// oomScore is the agent's own oom_score_adj: nearly everything else dies first.
-const oomScore = -900
+// The kernel kills processes with a high oom_score_adj first. The agent protects
+// itself and gives its children the normal score; where it may not, it keeps its
+// score and gives its children a higher one.
+const (
+	oomProtected = -900
+	oomNormal    = 0
+	oomExposed   = 500
+)
 
 // reaper starts processes and collects every one that ends: those it started,
 // and orphans that the kernel hands to us as PID 1 or subreaper. One wait loop
@@ -17,7 +24,9 @@ const oomScore = -900
 type reaper struct {
 	mu       sync.Mutex // held over fork and over wait, so that a child is known before it is collected
 	children map[int]*child
-	oom      *os.File // /proc/self/oom_score_adj; nil where we may not write it
+	oom      *os.File // /proc/self/oom_score_adj; nil where there is none
+	oomOwn   int      // the agent's score
+	oomChild int      // its children's
 }
 
 // child is a process that we started.
@@ -30,13 +39,7 @@ type child struct {
 // newReaper takes over the process's children. There must be one at most.
 func newReaper() *reaper {
 	r := &reaper{children: map[int]*child{}}
-	if f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
-		r.oom = f
-		if !r.setOOM(oomScore) {
-			f.Close()
-			r.oom = nil
-		}
-	}
+	r.protect()
 	// One slot is enough: a signal that finds it full is about to be handled.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGCHLD)
@@ -46,6 +49,25 @@ func newReaper() *reaper {
 		}
 	}()
 	return r
+}
+
+// protect decides who is killed first when memory runs out.
+func (r *reaper) protect() {
+	f, err := os.OpenFile("/proc/self/oom_score_adj", os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	var text [16]byte
+	n, _ := f.ReadAt(text[:], 0)
+	own, err := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	if err != nil {
+		f.Close()
+		return
+	}
+	r.oom, r.oomOwn, r.oomChild = f, own, max(own, oomExposed)
+	if r.setOOM(oomProtected) {
+		r.oomOwn, r.oomChild = oomProtected, oomNormal
+	}
 }
 
 func (r *reaper) setOOM(score int) bool {
@@ -79,10 +101,10 @@ func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*chi
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.oom != nil {
-		// The score is inherited: give the child, and whatever it forks, the
-		// normal one by having it ourselves for the moment of the fork.
-		r.setOOM(0)
-		defer r.setOOM(oomScore)
+		// The score is inherited: give the child, and whatever it forks, theirs
+		// by having it ourselves for the moment of the fork.
+		r.setOOM(r.oomChild)
+		defer r.setOOM(r.oomOwn)
 	}
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {

@@ -58,7 +58,7 @@ const (
 // Server is the guest agent. It takes over the process's children, so there is
 // one at most in a process, and nothing else in it may wait for children.
 type Server struct {
-	log       *slog.Logger
+	Config
 	settings  settings
 	reaper    *reaper
 	processes processTab
@@ -69,10 +69,17 @@ type Server struct {
 	stopped   chan struct{}
 }
 
-// New makes a Server. log gets what goes wrong inside the agent; it must not be nil.
-func New(log *slog.Logger) *Server {
+// Config is what a Server has to know about where it runs.
+type Config struct {
+	Log     *slog.Logger // gets what goes wrong inside the agent; not nil
+	PID1    bool         // the host name is the sandbox's own: /init may change it
+	Machine bool         // the kernel is the sandbox's own: /init may set the clock
+}
+
+// New makes a Server.
+func New(cfg Config) *Server {
 	return &Server{
-		log:       log,
+		Config:    cfg,
 		settings:  settings{env: map[string]string{}},
 		reaper:    newReaper(),
 		processes: processTab{all: map[int]*process{}},
@@ -93,7 +100,7 @@ func (s *Server) Serve(l net.Listener) error {
 		// No deadline but this one: streams and large files last as long as they
 		// last, and a clock that jumps after a restore must not cut them.
 		ReadHeaderTimeout: headerTimeout,
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 	}
 	return srv.Serve(l)
 }

@@ -51,13 +51,17 @@ func (s *Server) Terminate(grace time.Duration) {
 
 // killTree signals all processes below the agent and returns how many.
 func (s *Server) killTree(sig syscall.Signal) int {
-	if sig == syscall.SIGKILL {
-		s.processes.mu.Lock()
-		for _, p := range s.processes.all {
+	s.processes.mu.Lock()
+	for _, p := range s.processes.all {
+		switch {
+		case sig == syscall.SIGKILL:
 			p.killed.Store(true)
+		case p.tty != nil:
+			// Shells ignore SIGTERM on a terminal and leave when it hangs up.
+			_ = syscall.Kill(-p.child.pid, syscall.SIGHUP)
 		}
-		s.processes.mu.Unlock()
 	}
+	s.processes.mu.Unlock()
 	pids := descendants(processTable(), os.Getpid())
 	for _, pid := range pids {
 		_ = syscall.Kill(pid, sig)

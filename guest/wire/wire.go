@@ -15,7 +15,6 @@ const (
 	HeaderKeepalive  = "Keepalive-Ping-Interval" // seconds between keepalive events on a silent stream
 	HeaderTimeout    = "Connect-Timeout-Ms"      // how long a stream, and the process it started, may last
 	HeaderMetadata   = "X-Metadata-"             // prefix of headers that set a file's metadata
-	HeaderRequestID  = "X-Request-Id"            // copied to the log
 	MetadataXattr    = "user.e2b."               // prefix of the extended attributes that hold metadata
 	UpgradeProtocol  = "tcp"                     // the Upgrade header's value on /connect
 	TagMain          = "main"                    // output of processes with this tag goes to /logs
@@ -26,12 +25,12 @@ const (
 type Init struct {
 	EnvVars        map[string]string `json:"envVars,omitempty"`     // merged into the environment of processes started later
 	AccessToken    *string           `json:"accessToken,omitempty"` // every other call needs it from then on
-	Timestamp      *time.Time        `json:"timestamp,omitempty"`   // sets the clock, where permitted
+	Timestamp      *time.Time        `json:"timestamp,omitempty"`   // sets the clock of a machine of its own
 	DefaultUser    *string           `json:"defaultUser,omitempty"`
 	DefaultWorkdir *string           `json:"defaultWorkdir,omitempty"`
-	Hostname       string            `json:"hostname,omitempty"` // also written to /etc/hostname and /etc/hosts
+	Hostname       string            `json:"hostname,omitempty"` // of an agent that is PID 1; also written to /etc/hostname and /etc/hosts
 	Entropy        []byte            `json:"entropy,omitempty"`  // seeds the kernel's random numbers, at most 4096 bytes
-	CACertificate  string            `json:"caCert,omitempty"`   // PEM, added to the system's trusted authorities
+	CACertificate  string            `json:"caCert,omitempty"`   // PEM, added to the trusted authorities of an agent that is PID 1
 }
 
 // Metrics is the answer of GET /metrics, in bytes unless the name says otherwise.
