@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"syscall"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -52,11 +51,11 @@ func (s *Store) EnsureBase(ctx context.Context, progress func(Progress)) (Image,
 	if i, ok := s.upToDate(o); ok {
 		return i, nil
 	}
-	unlock, err := s.lockName(ctx, "base.lock", syscall.LOCK_EX)
+	lock, err := s.openLocked(ctx, s.path("base.lock"))
 	if err != nil {
 		return Image{}, fail(op, BaseName, err)
 	}
-	defer unlock()
+	defer lock.Close()
 	if i, ok := s.upToDate(o); ok {
 		return i, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -94,7 +95,42 @@ func (s *Store) Prune(ctx context.Context, inUse []string, builds bool) (Pruned,
 	if err := p.removeAll(ctx, s.path("blobs"), kept, &p.Blobs); err != nil {
 		return p, fail(op, s.dir, err)
 	}
+	if err := p.removePartial(s.path("partial")); err != nil {
+		return p, fail(op, s.dir, err)
+	}
 	return p, nil
+}
+
+// removePartial removes what is half fetched, but for what is being fetched now.
+func (p *Pruned) removePartial(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := p.removeUnlocked(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *Pruned) removeUnlocked(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // finished since
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || flock(f, syscall.LOCK_EX|syscall.LOCK_NB) != nil {
+		return err
+	}
+	p.Blobs++
+	p.Bytes += allocated(info)
+	return os.Remove(path)
 }
 
 // keepBuilds adds what the results of build steps stand on.
@@ -140,7 +176,7 @@ func (p *Pruned) removeAll(ctx context.Context, dir string, keep func(name strin
 		if err != nil {
 			return err
 		}
-		if err := os.Remove(dir + "/" + e.Name()); err != nil {
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 		*count++

@@ -90,11 +90,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 	if opts.Platform != "" {
 		image.Platform = opts.Platform
 	}
-	return s.fromLayers(ctx, op, image, []string{f.Name()}, opts.Name)
+	return s.fromLayers(ctx, op, image, []*os.File{f.File}, opts.Name)
 }
 
 // fromLayers converts layer files and records the result as image.
-func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []string, names ...string) (Image, error) {
+func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []*os.File, names ...string) (Image, error) {
 	err := s.convert(ctx, nil, layers, func(root sandbox.Root, size int64) error {
 		image.Root, image.Size = root, size
 		var err error
@@ -253,18 +253,18 @@ func (s *Store) importLayers(ctx context.Context, b bundle, layers []string, con
 	if len(names) == 0 {
 		return Image{}, errors.New("the archive names no image, so a name must be given")
 	}
-	var paths []string
+	var files []*os.File
 	for n, name := range layers {
 		f, err := s.importLayer(ctx, b, name, config.RootFS.DiffIDs[n])
 		if err != nil {
 			return Image{}, err
 		}
 		defer f.discard()
-		paths = append(paths, f.Name())
+		files = append(files, f.File)
 	}
 	image := fromOCI(config)
 	image.Source = source
-	return s.fromLayers(ctx, "image.Import", image, paths, names...)
+	return s.fromLayers(ctx, "image.Import", image, files, names...)
 }
 
 // importLayer returns one layer in its plain form, verified.

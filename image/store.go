@@ -38,6 +38,7 @@ type Options struct {
 //	roots/  EROFS files by BLAKE3 hash
 //	refs/   one record a name, by hash of the name
 //	blobs/  layers and build results by SHA-256
+//	partial/ layers half fetched, each locked by the process that fetches it
 //	builds/ results of build steps by key
 //	tmp/    unfinished work, each entry locked by the process that does it
 type Store struct {
@@ -46,7 +47,7 @@ type Store struct {
 	log  *slog.Logger
 }
 
-var folders = []string{"roots", "refs", "blobs", "builds", "tmp"}
+var folders = []string{"roots", "refs", "blobs", "partial", "builds", "tmp"}
 
 // Open opens the store in dir and creates it when it is not there.
 func Open(dir string, opts Options) (*Store, error) {
@@ -87,27 +88,45 @@ func (s *Store) lock(how int) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
-// lockName takes a lock that may be held for long, and gives up when ctx ends.
-func (s *Store) lockName(ctx context.Context, name string, how int) (unlock func(), err error) {
-	f, err := os.OpenFile(s.path(name), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
+// openLocked opens a file, made if need be, and locks it for long-lasting work;
+// closing it unlocks. It gives up when ctx ends.
+func (s *Store) openLocked(ctx context.Context, path string) (*os.File, error) {
 	for {
-		err := flock(f, how|syscall.LOCK_NB)
-		if err == nil {
-			return func() { _ = f.Close() }, nil
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, err
 		}
-		if err != syscall.EWOULDBLOCK {
+		err = flock(f, syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil && samePlace(f, path) {
+			return f, nil
+		}
+		if err != nil && err != syscall.EWOULDBLOCK {
 			return nil, errors.Join(err, f.Close())
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
-		case <-time.After(100 * time.Millisecond):
+			return nil, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
+
+// samePlace reports whether path still names the open file f, which another
+// process may have moved or removed before we had the lock.
+func samePlace(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+// lockShared keeps things from being removed while one is added.
+func (s *Store) lockShared() (unlock func(), err error) { return s.lock(syscall.LOCK_SH) }
 
 func flock(f *os.File, how int) error {
 	for {
@@ -244,7 +263,7 @@ func (s *Store) Tag(ref, name string) (Image, error) {
 	if i.Root.Kind != sandbox.RootEROFS {
 		return Image{}, sandbox.Errorf(op, sandbox.Invalid, ref, "the host's image cannot have another name")
 	}
-	unlock, err := s.lock(syscall.LOCK_SH)
+	unlock, err := s.lockShared()
 	if err != nil {
 		return Image{}, fail(op, ref, err)
 	}
@@ -307,24 +326,18 @@ func (s *Store) writeFile(path string, content []byte) error {
 // convert applies layers to a base root, nil for none, publishes the result as
 // a root and calls record, which must note who uses the root before a
 // concurrent Prune may find it unused.
-func (s *Store) convert(ctx context.Context, base *sandbox.Root, layers []string, record func(sandbox.Root, int64) error) error {
+func (s *Store) convert(ctx context.Context, base *sandbox.Root, layers []*os.File, record func(sandbox.Root, int64) error) error {
 	u, err := newUnpacker(s.path("tmp"), s.opts.Limits, s.opts.Xattrs)
 	if err != nil {
 		return err
 	}
 	defer u.Close()
-	var open []io.Closer
-	defer func() {
-		for _, c := range open {
-			_ = c.Close()
-		}
-	}()
 	if base != nil {
 		f, err := os.Open(base.Path)
 		if err != nil {
 			return err
 		}
-		open = append(open, f)
+		defer f.Close()
 		info, err := f.Stat()
 		if err != nil {
 			return err
@@ -333,14 +346,9 @@ func (s *Store) convert(ctx context.Context, base *sandbox.Root, layers []string
 			return fmt.Errorf("root %s: %w", base.Digest, err)
 		}
 	}
-	for _, layer := range layers {
-		f, err := os.Open(layer)
-		if err != nil {
-			return err
-		}
-		open = append(open, f)
+	for _, f := range layers {
 		if err := u.addFile(ctx, f); err != nil {
-			return badArchive(filepath.Base(layer), err)
+			return badArchive(filepath.Base(f.Name()), err)
 		}
 	}
 	return s.publishRoot(u.tree, record)
@@ -370,7 +378,7 @@ func (s *Store) publishRoot(t *tree, record func(sandbox.Root, int64) error) err
 	if err := out.Sync(); err != nil { // the long part, outside the lock
 		return err
 	}
-	unlock, err := s.lock(syscall.LOCK_SH)
+	unlock, err := s.lockShared()
 	if err != nil {
 		return err
 	}

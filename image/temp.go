@@ -18,7 +18,7 @@ type temp struct {
 // temp makes an unfinished file; the caller must discard it in the end, which
 // does nothing to a published one.
 func (s *Store) temp() (*temp, error) {
-	unlock, err := s.lock(syscall.LOCK_SH) // no sweep between creation and lock
+	unlock, err := s.lockShared() // no sweep between creation and lock
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func syncDir(path string) error {
 
 // tempDir makes a directory for unfinished work. The caller must call remove.
 func (s *Store) tempDir() (path string, remove func(), err error) {
-	unlock, err := s.lock(syscall.LOCK_SH)
+	unlock, err := s.lockShared()
 	if err != nil {
 		return "", nil, err
 	}
