@@ -53,7 +53,7 @@ type Config struct {
 	Dir      string           // this package's own directory: small files that describe what exists
 	Prefix   string           // marks all that is made in the kernel; ^[a-z0-9]{1,12}$, one per state directory
 	Pool     netip.Prefix     // IPv4, /8 to /26; each sandbox takes a /30. Default: DefaultPool
-	Upstream []netip.AddrPort // resolvers; default: the host's
+	Upstream []netip.AddrPort // resolvers; default: the host's, as they are at the time of asking
 	Prewarm  int              // links made before they are asked for, at most 256
 	Log      *slog.Logger     // default: discards
 }
@@ -127,9 +127,6 @@ func (c *Config) complete() error {
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
-	}
-	if len(c.Upstream) == 0 {
-		c.Upstream = hostResolvers("/etc/resolv.conf")
 	}
 	return nil
 }
@@ -307,22 +304,18 @@ func (n *Network) mtu() int {
 	return defaultMTU
 }
 
-// openRoutes switches forwarding on toward the internet and the addresses that
-// a policy names.
+// openRoutes switches forwarding on toward the addresses that a policy names;
+// for the internet start and tend have done it.
 func (n *Network) openRoutes(policy sandbox.NetworkPolicy) error {
 	any := false
-	toward := []netip.Addr{anyInternet}
 	for _, entry := range policy.AllowOut {
 		if p, ok := parsePrefix(entry); ok && p.Bits() > 0 {
-			toward = append(toward, p.Addr())
+			_, changed, err := n.forward.toward(p.Addr())
+			if err != nil {
+				return err
+			}
+			any = any || changed
 		}
-	}
-	for _, addr := range toward {
-		_, changed, err := n.forward.toward(addr)
-		if err != nil {
-			return err
-		}
-		any = any || changed
 	}
 	if any {
 		return n.firewall.setClosed(n.forward.closed())
@@ -383,11 +376,13 @@ func (n *Network) Detach(ctx context.Context, id string) error {
 	defer unlock()
 	b := a.block
 	a.flows.end()
-	err = errors.Join(n.firewall.remove(b), n.links.remove(b), forget(denied{from: b.address()}))
-	if err == nil {
-		err = n.records.remove(id) // last: while it exists, the rest is found again
+	if err := errors.Join(n.firewall.remove(b), n.links.remove(b)); err != nil {
+		return explain(op, id, err)
 	}
-	if err != nil {
+	if err := forget(denied{from: b.address()}); err != nil {
+		n.log.Warn("connections of a removed sandbox linger in the connection table until they time out", "id", id, "err", err)
+	}
+	if err := n.records.remove(id); err != nil { // last: while it exists, the rest is found again
 		return explain(op, id, err)
 	}
 	a.gone = true
@@ -434,7 +429,7 @@ func (n *Network) Sweep(keep map[string]bool) error {
 			errs = append(errs, n.Detach(context.Background(), a.ID))
 		}
 	}
-	return errors.Join(errs...)
+	return explain("network.Sweep", "", errors.Join(errs...))
 }
 
 // Stats returns the bytes that a sandbox received and sent since Attach. It

@@ -15,9 +15,9 @@ import (
 // maxEntries bounds each list of a policy, since every entry costs kernel memory.
 const maxEntries = 1000
 
-// protectedRanges are the ranges that no sandbox reaches unless AllowOut holds
-// an entry that lies inside one of them: they lead to the host's own
-// surroundings, never to the public internet.
+// protectedRanges are what no sandbox reaches unless AllowOut holds an entry
+// that lies inside them: they lead to the host's own surroundings, never to the
+// public internet.
 var protectedRanges = []string{
 	"0.0.0.0/8",        // this network
 	"10.0.0.0/8",       // private
@@ -95,7 +95,8 @@ func compile(p sandbox.NetworkPolicy, pool netip.Prefix) (*rules, error) {
 }
 
 // allow adds one entry of AllowOut. A wide entry such as 0.0.0.0/0 does not
-// name the protected ranges that it happens to cover; an entry inside one does.
+// name the protected addresses that it happens to cover; an entry that covers
+// nothing else does.
 func (r *rules) allow(b *netipx.IPSetBuilder, entry netip.Prefix) {
 	if entry.IsSingleIP() && !slices.Contains(r.exact, entry.Addr()) {
 		r.exact = append(r.exact, entry.Addr())

@@ -29,7 +29,7 @@ const (
 // resolver asks the host's resolvers and remembers answers briefly, so that the
 // web proxy sees what the sandbox was told.
 type resolver struct {
-	upstream []netip.AddrPort
+	upstream func() []netip.AddrPort
 
 	mu    sync.Mutex
 	cache map[dnsmessage.Question]cached
@@ -40,8 +40,15 @@ type cached struct {
 	expires time.Time
 }
 
+// newResolver makes a resolver that asks the given servers in turn, or those of
+// the host if there are none.
 func newResolver(upstream []netip.AddrPort) *resolver {
-	return &resolver{upstream: upstream[:min(len(upstream), maxUpstream)], cache: map[dnsmessage.Question]cached{}}
+	r := &resolver{cache: map[dnsmessage.Question]cached{}}
+	r.upstream = func() []netip.AddrPort { return upstream }
+	if len(upstream) == 0 {
+		r.upstream = func() []netip.AddrPort { return hostResolvers("/etc/resolv.conf") }
+	}
+	return r
 }
 
 // hostResolvers reads the name servers of a resolv.conf; none on any error.
@@ -84,6 +91,9 @@ func (r *resolver) lookup(ctx context.Context, name string) ([]netip.Addr, error
 // does. The caller must not change what it returns.
 func (r *resolver) exchange(ctx context.Context, q dnsmessage.Question) (dnsmessage.Message, error) {
 	now := time.Now()
+	if name, err := dnsmessage.NewName(strings.ToLower(q.Name.String())); err == nil {
+		q.Name = name // one place in the cache, however it is spelled
+	}
 	r.mu.Lock()
 	c, ok := r.cache[q]
 	r.mu.Unlock()
@@ -91,7 +101,8 @@ func (r *resolver) exchange(ctx context.Context, q dnsmessage.Question) (dnsmess
 		return c.answer, nil
 	}
 	err := errors.New("no resolver is configured")
-	for _, server := range r.upstream {
+	servers := r.upstream()
+	for _, server := range servers[:min(len(servers), maxUpstream)] {
 		var m dnsmessage.Message
 		if m, err = ask(ctx, server, q); err != nil {
 			continue

@@ -22,7 +22,10 @@ import (
 
 const insideEnv = "ATOLL_NETWORK_TEST_INSIDE"
 
-var privileged bool
+var (
+	privileged bool
+	hostNS     string // path of the network namespace that the tests call the host
+)
 
 func TestMain(m *testing.M) {
 	if command := os.Getenv(helperEnv); command != "" {
@@ -56,6 +59,12 @@ func TestMain(m *testing.M) {
 }
 
 func prepareHost() error {
+	// Not by the name of this process: its first thread may end up elsewhere.
+	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	hostNS = fmt.Sprintf("/proc/self/fd/%d", fd)
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
