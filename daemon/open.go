@@ -17,7 +17,6 @@ import (
 	"github.com/atoll-run/atoll/network"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/runtime/gvisor"
-	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
 	"github.com/atoll-run/atoll/tenant"
@@ -170,9 +169,6 @@ func openRuntimes(cfg Config, home Home, prewarm int) ([]sandbox.Runtime, map[st
 	}{
 		{"gvisor", func(dir string) (sandbox.Runtime, error) {
 			return gvisor.New(gvisor.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix(), Prewarm: prewarm, Log: cfg.Log})
-		}},
-		{"worktree", func(dir string) (sandbox.Runtime, error) {
-			return worktree.New(worktree.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix(), Log: cfg.Log})
 		}},
 	}
 	wanted := cfg.Runtimes

@@ -103,7 +103,7 @@ func (p *Parts) handler(cfg Config) http.Handler {
 	mux.Handle("GET /metrics", newMetrics(p.Node))
 	mux.Handle("/", e2bAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if e2bAPI.IsTraffic(r) {
+		if e2b.IsTraffic(r) {
 			e2bAPI.ServeHTTP(w, r)
 			return
 		}

@@ -81,7 +81,7 @@ func (n *Node) resolve(ctx context.Context, name string) (origin, error) {
 	}
 	img, err := n.cfg.Images.Get(name)
 	if sandbox.Is(err, sandbox.NotFound) {
-		img, err = n.pull(ctx, name)
+		img, err = n.cfg.Images.Pull(ctx, name, image.RegistryOptions{})
 	}
 	if err != nil {
 		return origin{}, err

@@ -41,6 +41,13 @@ func addressOf(r *http.Request) (address, bool) {
 	return address{id: id, port: port}, true
 }
 
+// IsTraffic reports whether the request is for a sandbox rather than for the
+// API, whatever its path.
+func IsTraffic(r *http.Request) bool {
+	_, ok := addressOf(r)
+	return ok
+}
+
 // parseHost reads "{port}-{id}.{domain}" and the older
 // "{port}-{id}-{client}.{domain}", with or without a port after the domain.
 // Any domain is taken: what a proxy in front of the node is called is its own
