@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 	"unsafe"
@@ -22,7 +21,18 @@ const (
 	clockSlack = 20 * time.Millisecond
 )
 
-var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,62}[a-zA-Z0-9])?$`)
+// validHostname reports whether name may be a host name: letters, digits, dots
+// and hyphens, at most the 64 bytes that the kernel takes.
+func validHostname(name string) bool {
+	for i, c := range []byte(name) {
+		alphanumeric := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		inside := i > 0 && i < len(name)-1 && (c == '.' || c == '-')
+		if !alphanumeric && !inside {
+			return false
+		}
+	}
+	return name != "" && len(name) <= 64
+}
 
 // init answers POST /init. Whoever comes first may call it, which is the node,
 // before anything else runs here. Later callers must know the token in force,
@@ -40,7 +50,7 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusUnauthorized, "the access token is already set: call with the one in force")
 		return
 	}
-	if in.Hostname != "" && !hostnamePattern.MatchString(in.Hostname) {
+	if in.Hostname != "" && !validHostname(in.Hostname) {
 		writeError(w, http.StatusBadRequest, "hostname: letters, digits, dots and hyphens, at most 64")
 		return
 	}
