@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -78,7 +79,30 @@ func (l *links) create(mtu int) (b block, err error) {
 	if err = configureHost(b); err != nil {
 		return b, err
 	}
-	return b, configureGuest(inside, b)
+	if err = configureGuest(inside, b); err != nil {
+		return b, err
+	}
+	if err = awaitUp(netlink.LinkByName, b.device()); err != nil {
+		return b, err
+	}
+	return b, awaitUp(inside.LinkByName, guestLink)
+}
+
+// awaitUp returns when a device passes packets. The kernel brings the second end
+// of a pair up in its own time, and what is sent before is lost: a connection
+// would begin with a second of silence.
+func awaitUp(get func(string) (netlink.Link, error), name string) error {
+	for pause := 100 * time.Microsecond; pause < 2*time.Second; pause *= 2 {
+		link, err := get(name)
+		if err != nil {
+			return err
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		time.Sleep(pause)
+	}
+	return fmt.Errorf("device %s does not come up", name)
 }
 
 // claim makes the pair of devices under the first free block's name.

@@ -131,6 +131,8 @@ func newWorld(t testing.TB) *world {
 	for _, a := range []string{siteA, siteB, siteC, privateAddr, metadataAddr} {
 		must(t, inside.AddrAdd(lo, mustAddr(t, a+"/32")))
 	}
+	must(t, awaitUp(netlink.LinkByName, "wan0"))
+	must(t, awaitUp(inside.LinkByName, "wan0"))
 	must(t, netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP("203.0.113.254"), LinkIndex: wan.Attrs().Index}))
 	return w
 }
