@@ -44,6 +44,7 @@ $(linter):
 	mv build/tools/golangci-lint $@
 
 generate: ## write generated code again
+	proto/generate.sh
 	$(GO) generate ./...
 
 generate-check: ## fail when generated code is out of step with its source
