@@ -20,9 +20,22 @@ type record struct {
 	Reason    string            `json:"reason,omitempty"`
 	Sentry    *process          `json:"sentry,omitempty"`
 	Gofer     *process          `json:"gofer,omitempty"`
-	Agent     string            `json:"agent"` // EROFS image of the guest agent
-	Host      string            `json:"host,omitempty"`
+	Images    images            `json:"images"`
 	Ooms      int64             `json:"ooms,omitempty"` // processes killed for want of memory so far
+}
+
+// images names the images of ours that a sandbox uses, in Runtime.images.
+type images struct {
+	Agent string `json:"agent"`
+	Host  string `json:"host,omitempty"` // for RootHost
+}
+
+// list returns the names.
+func (i images) list() []string {
+	if i.Host == "" {
+		return []string{i.Agent}
+	}
+	return []string{i.Agent, i.Host}
 }
 
 // box is one sandbox.

@@ -12,8 +12,7 @@
 // find them again is in Config.Dir:
 //
 //	lock             held by the one Runtime that owns the directory
-//	agent/           the guest agent as an EROFS image, named by its digest
-//	host/            the skeleton of the host root, see RootHost
+//	images/          EROFS images of ours, named by their content: guest agents, host roots
 //	s/<id>/          one directory a sandbox: record.json, config.json, control socket, overlay
 package gvisor
 
@@ -67,7 +66,7 @@ type Runtime struct {
 	log    *slog.Logger
 	lock   *os.File
 	groups *groups
-	agent  agentImage
+	agent  string // EROFS image of the guest agent
 	host   hostRoot
 	pool   *pool
 	events *feed.Feed
@@ -126,15 +125,18 @@ func (r *Runtime) open() error {
 	if r.groups, err = openGroups(r.cfg.Prefix); err != nil {
 		return err
 	}
-	if r.agent, err = makeAgentImage(filepath.Join(r.cfg.Dir, "agent"), r.cfg.Guest); err != nil {
+	if r.agent, err = makeAgentImage(r.images(), r.cfg.Guest); err != nil {
 		return sandbox.E(op, "", r.cfg.Guest, err)
 	}
-	if r.host, err = makeHostRoot(filepath.Join(r.cfg.Dir, "host")); err != nil {
+	if r.host, err = makeHostRoot(r.images()); err != nil {
 		return sandbox.E(op, "", "", err)
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)
 	return r.adopt()
 }
+
+// images is the directory of the images that we make ourselves.
+func (r *Runtime) images() string { return filepath.Join(r.cfg.Dir, "images") }
 
 // checkHost says whether this process may make sandboxes at all.
 func checkHost() error {

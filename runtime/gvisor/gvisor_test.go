@@ -1,54 +1,86 @@
-package gvisor
+package gvisor_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/runtime/gvisor"
+	"github.com/atoll-run/atoll/runtime/runtimetest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func TestMain(m *testing.M) {
-	if IsReexec() {
-		Main()
+	if gvisor.IsReexec() {
+		gvisor.Main()
 	}
 	os.Exit(m.Run())
 }
 
-func TestSmoke(t *testing.T) {
-	guest := filepath.Join(t.TempDir(), "guest")
-	cmd := exec.Command("go", "build", "-o", guest, "github.com/atoll-run/atoll/cmd/atoll-guest")
+// guest builds the agent once.
+var guest = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "atoll-guest-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "guest")
+	cmd := exec.Command("go", "build", "-o", path, "github.com/atoll-run/atoll/cmd/atoll-guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		return "", fmt.Errorf("build the guest agent: %w\n%s", err, out)
 	}
-	r, err := New(Config{Dir: t.TempDir(), Guest: guest, Debug: os.Getenv("GVDEBUG")})
+	return path, nil
+})
+
+// open makes a runtime in dir.
+func open(t testing.TB, dir string, edits ...func(*gvisor.Config)) *gvisor.Runtime {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: gVisor's control groups and namespaces")
+	}
+	path, err := guest()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	root := os.Getenv("GVROOT")
-	if root == "" {
-		root = r.agent.path
+	cfg := gvisor.Config{Dir: dir, Guest: path, Debug: os.Getenv("ATOLL_TEST_GVISOR_DEBUG")}
+	for _, edit := range edits {
+		edit(&cfg)
 	}
-	spec := sandbox.Spec{ID: "a1", Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: root}, Network: sandbox.NetworkNone}
-	if err := r.Create(t.Context(), spec); err != nil {
+	r, err := gvisor.New(cfg)
+	if err != nil {
 		t.Fatal(err)
 	}
-	st, err := r.Stats(t.Context(), "a1")
-	t.Log(st, err)
-	snap := t.TempDir()
-	if err := r.Snapshot(t.Context(), "a1", snap, sandbox.SnapshotOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	spec.ID = "a2"
-	if err := r.Restore(t.Context(), spec, snap); err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range []string{"a1", "a2"} {
-		if err := r.Destroy(t.Context(), id); err != nil {
-			t.Fatal(err)
+	return r
+}
+
+// conformance: FR1.1 FR1.4 FR5.1 FR5.2 FR5.3
+func TestConformanceOnTheHostsRoot(t *testing.T) {
+	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
+		dir := t.TempDir()
+		r := open(t, dir)
+		return runtimetest.Subject{
+			Runtime: r,
+			Spec:    sandbox.Spec{Root: sandbox.Root{Kind: sandbox.RootHost}, Network: sandbox.NetworkNone},
+			Reopen: func(t *testing.T) sandbox.Runtime {
+				r.Abandon()
+				r = open(t, dir)
+				return r
+			},
+			Kill:      func(t *testing.T, id string) { kill(t, r, id) },
+			Removable: "/etc/shells",
 		}
+	})
+}
+
+// kill ends a sandbox's sentry from outside.
+func kill(t *testing.T, r *gvisor.Runtime, id string) {
+	t.Helper()
+	if err := unix.Kill(r.SentryPID(id), unix.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
 }

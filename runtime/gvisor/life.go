@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -29,7 +30,11 @@ func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) error {
 	if err := r.check(op, spec); err != nil {
 		return err
 	}
-	return r.make(ctx, op, spec, "", r.agent.path)
+	imgs := images{Agent: filepath.Base(r.agent)}
+	if spec.Root.Kind == sandbox.RootHost {
+		imgs.Host = filepath.Base(r.host.image)
+	}
+	return r.make(ctx, op, spec, "", imgs)
 }
 
 // check says why a spec cannot become a sandbox here.
@@ -52,12 +57,12 @@ func clone(s sandbox.Spec) sandbox.Spec {
 }
 
 // make creates a sandbox, or restores it when state is the directory of a snapshot.
-func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state, agent string) error {
+func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state string, imgs images) error {
 	if err := ctx.Err(); err != nil {
 		return sandbox.E(op, "", spec.ID, err)
 	}
 	rec := record{
-		Spec: clone(spec), Resources: withDefaults(spec.Resources, r.cfg.Defaults), State: sandbox.Creating, Agent: agent,
+		Spec: clone(spec), Resources: withDefaults(spec.Resources, r.cfg.Defaults), State: sandbox.Creating, Images: imgs,
 	}
 	b, err := r.claim(op, rec)
 	if err != nil {
@@ -91,7 +96,7 @@ func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state,
 // returns nil with an error.
 func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, err error) {
 	spec := b.rec.Spec
-	f, err := r.files(spec, b.rec.Agent)
+	f, err := r.files(spec, b.rec.Images)
 	if err != nil {
 		return nil, err
 	}
@@ -124,10 +129,10 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 }
 
 // files finds what the sandbox's file systems are made from.
-func (r *Runtime) files(spec sandbox.Spec, agent string) (files, error) {
-	f := files{root: spec.Root.Path, agent: agent}
+func (r *Runtime) files(spec sandbox.Spec, imgs images) (files, error) {
+	f := files{root: spec.Root.Path, agent: filepath.Join(r.images(), imgs.Agent)}
 	if spec.Root.Kind == sandbox.RootHost {
-		f.root, f.binds = r.host.image, r.host.binds
+		f.root, f.binds = filepath.Join(r.images(), imgs.Host), r.host.binds
 	}
 	st, err := os.Stat(f.root)
 	if err != nil {

@@ -65,23 +65,44 @@ func ipNet(ip []byte, bits int) *net.IPNet {
 // openLink opens the raw socket of the device in the link's namespace and takes
 // the addresses off the device, as otherwise the host's kernel would answer there too.
 func openLink(link *sandbox.Link) (dev *netlink.LinkAttrs, sock *os.File, err error) {
-	done := make(chan struct{})
+	err = inNetNS(link.NetNS, func() (err error) {
+		dev, sock, err = openDevice(link.Device)
+		return err
+	})
+	return dev, sock, err
+}
+
+// linkBytes reads how much the sandbox received and sent.
+func linkBytes(link *sandbox.Link) (rx, tx int64, err error) {
+	err = inNetNS(link.NetNS, func() error {
+		dev, err := netlink.LinkByName(link.Device)
+		if err == nil && dev.Attrs().Statistics != nil {
+			rx, tx = int64(dev.Attrs().Statistics.RxBytes), int64(dev.Attrs().Statistics.TxBytes)
+		}
+		return err
+	})
+	return rx, tx, err
+}
+
+// inNetNS calls f in a thread that is in the namespace. The thread ends with the
+// call, so that nothing else ever runs in the wrong namespace.
+func inNetNS(path string, f func() error) error {
+	errc := make(chan error, 1)
 	go func() {
-		defer close(done)
-		// The thread ends with the goroutine, so that nothing runs in the wrong namespace.
 		runtime.LockOSThread()
-		var ns *os.File
-		if ns, err = os.Open(link.NetNS); err != nil {
+		ns, err := os.Open(path)
+		if err != nil {
+			errc <- err
 			return
 		}
 		defer ns.Close()
-		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+			errc <- err
 			return
 		}
-		dev, sock, err = openDevice(link.Device)
+		errc <- f()
 	}()
-	<-done
-	return dev, sock, err
+	return <-errc
 }
 
 // openDevice does the work of openLink inside the namespace.

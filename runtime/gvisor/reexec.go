@@ -3,7 +3,6 @@ package gvisor
 import (
 	"os"
 	"slices"
-	"strings"
 
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd"
@@ -28,8 +27,8 @@ func IsReexec() bool {
 
 // Main runs the part for which this process was started. It never returns.
 func Main() {
-	if slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "boot") }) {
-		usePrecompiledFilters()
+	if slices.Contains(os.Args, "boot") {
+		useCompiledFilter()
 	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(sentrycmd.Boot):   "",

@@ -4,7 +4,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,82 +15,88 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// agentImage is the guest agent as a file system: one file, "guest".
-type agentImage struct {
-	path   string
-	digest string // of the agent, "blake3:hex"
+// entry is one file, directory or link of an image that we make ourselves.
+type entry struct {
+	name     string // absolute, clean
+	mode     fs.FileMode
+	uid, gid int
+	link     string // target of a symbolic link
+	data     []byte // content of a file
 }
 
-// makeAgentImage builds the image of the agent at guest in dir, unless it is
-// there already. Images of other agents stay: running sandboxes use them.
-func makeAgentImage(dir, guest string) (agentImage, error) {
-	const op = "gvisor.New"
-	src, err := os.Open(guest)
-	if err != nil {
-		return agentImage{}, sandbox.E(op, sandbox.Invalid, guest, err).WithHint("Config.Guest must be the path of the guest agent")
-	}
-	defer src.Close()
+// makeImage returns the path of an EROFS image in dir with the entries, parents
+// before children. It is named after them and built if it is missing. It appears
+// whole or not at all. Older images stay: running sandboxes use them.
+func makeImage(dir string, entries []entry) (string, error) {
 	hash := blake3.New()
-	if _, err := io.Copy(hash, src); err != nil {
-		return agentImage{}, err
+	for _, e := range entries {
+		fmt.Fprintf(hash, "%q %o %d %d %q %d\n", e.name, e.mode, e.uid, e.gid, e.link, len(e.data))
+		_, _ = hash.Write(e.data)
 	}
-	digest := hex.EncodeToString(hash.Sum(nil))
-	img := agentImage{path: filepath.Join(dir, digest[:32]+".erofs"), digest: "blake3:" + digest}
-	err = makeImage(img.path, func(w *erofs.Writer) error {
-		if _, err := src.Seek(0, io.SeekStart); err != nil {
-			return err
-		}
-		return addFile(w, "/guest", src, 0o755)
-	})
-	return img, err
-}
-
-// makeImage builds an EROFS image at path with add, or leaves the one that is
-// there. It appears whole or not at all.
-func makeImage(path string, add func(*erofs.Writer) error) error {
+	path := filepath.Join(dir, hex.EncodeToString(hash.Sum(nil)[:16])+imageSuffix)
 	if _, err := os.Stat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return path, err
 	}
-	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
+		return "", err
 	}
 	tmp, err := os.CreateTemp(dir, ".new-")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.Remove(tmp.Name())
 	defer tmp.Close()
 	w := erofs.Create(tmp, erofs.WithBlockSize(4096), erofs.WithBuildTime(0, 0), erofs.WithTempDir(dir))
-	if err := w.Mkdir("/", fs.ModeDir|0o755); err != nil {
-		return err
-	}
-	if err := add(w); err != nil {
-		return err
+	for _, e := range entries {
+		if err := e.write(w); err != nil {
+			return "", fmt.Errorf("add %s to an image: %w", e.name, err)
+		}
 	}
 	if err := w.Close(); err != nil {
-		return err
+		return "", err
 	}
 	if err := tmp.Sync(); err != nil {
-		return err
+		return "", err
 	}
-	return os.Rename(tmp.Name(), path)
+	return path, os.Rename(tmp.Name(), path)
 }
 
-// addFile writes one file of an image.
-func addFile(w *erofs.Writer, name string, r io.Reader, mode fs.FileMode) error {
-	f, err := w.Create(name)
+const imageSuffix = ".erofs"
+
+// write adds the entry to an image.
+func (e entry) write(w *erofs.Writer) error {
+	switch {
+	case e.mode.IsDir():
+		if err := w.Mkdir(e.name, e.mode); err != nil {
+			return err
+		}
+	case e.mode&fs.ModeSymlink != 0:
+		if err := w.Symlink(e.link, e.name); err != nil {
+			return err
+		}
+	default:
+		f, err := w.Create(e.name)
+		if err != nil {
+			return err
+		}
+		if _, err := f.Write(e.data); err != nil {
+			return err
+		}
+		if err := errors.Join(f.Chmod(e.mode), f.Close()); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.Chown(e.name, e.uid, e.gid), w.Chtimes(e.name, time.Unix(0, 0), time.Unix(0, 0)))
+}
+
+// makeAgentImage puts the guest agent into an image as its one file, "guest".
+func makeAgentImage(dir, guest string) (string, error) {
+	data, err := os.ReadFile(guest)
 	if err != nil {
-		return err
+		return "", sandbox.E("gvisor.New", sandbox.Invalid, guest, err).WithHint("Config.Guest must be the path of the guest agent")
 	}
-	if _, err := io.Copy(f, r); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	if err := f.Chmod(mode); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	return w.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0))
+	return makeImage(dir, []entry{
+		{name: "/", mode: fs.ModeDir | 0o755},
+		{name: "/guest", mode: 0o755, data: data},
+	})
 }

@@ -21,6 +21,10 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
+// overlayName is the file in the sandbox's directory that holds what the sandbox
+// wrote to its root.
+const overlayName = "overlay"
+
 // nobody is the host user as whom sentries run.
 const nobody = 65534
 
@@ -99,8 +103,7 @@ func (s *sentry) prepare(d, gd *donation, l layout, tar []byte) (sync *os.File, 
 			return nil, err
 		}
 	}
-	// The overlay's file has no name, so that it goes with the sentry.
-	store, err := os.OpenFile(s.dir, unix.O_TMPFILE|os.O_RDWR, 0o600)
+	store, err := os.OpenFile(filepath.Join(s.dir, overlayName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("make overlay: %w", err)
 	}
@@ -295,6 +298,7 @@ func (s *sentry) end() error {
 	if s.panics != nil {
 		s.panics.Close()
 	}
+	_ = os.Remove(filepath.Join(s.dir, overlayName)) // a lost sandbox needs no disk
 	return errors.Join(append(errs, s.group.remove())...)
 }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/control"
@@ -37,7 +38,7 @@ type manifest struct {
 	Root      sandbox.Root      `json:"root"`
 	Resources sandbox.Resources `json:"resources"`
 	Mounts    []sandbox.Mount   `json:"mounts,omitempty"`
-	Agent     string            `json:"agent"` // name of the agent's image, which is copied into the snapshot
+	Images    images            `json:"images"` // copies of them are in the snapshot
 }
 
 const manifestFormat = 1
@@ -76,8 +77,8 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
 	}
 	paused := b.status().State == sandbox.Paused
-	if err := s.save(ctx, b, dir, paused); err != nil {
-		for _, name := range append([]string{manifestName, filepath.Base(b.rec.Agent)}, stateFiles...) {
+	if err := s.save(ctx, b, r.images(), dir, paused); err != nil {
+		for _, name := range slices.Concat(stateFiles, b.rec.Images.list(), []string{manifestName}) {
 			_ = os.Remove(filepath.Join(dir, name))
 		}
 		kind := sandbox.KindOf(err)
@@ -93,7 +94,7 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 }
 
 // save writes and syncs all files of a snapshot. The sandbox is afterwards as it was.
-func (s *sentry) save(ctx context.Context, b *box, dir string, paused bool) error {
+func (s *sentry) save(ctx context.Context, b *box, images, dir string, paused bool) error {
 	opts := control.SaveOpts{
 		Metadata:      statefile.CompressionLevelNone.ToMetadata(),
 		HavePagesFile: true,
@@ -116,13 +117,14 @@ func (s *sentry) save(ctx context.Context, b *box, dir string, paused bool) erro
 			return err
 		}
 	}
-	agent := filepath.Base(b.rec.Agent)
-	if err := copyFile(filepath.Join(dir, agent), b.rec.Agent); err != nil {
-		return err
+	for _, name := range b.rec.Images.list() {
+		if err := copyFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
+			return err
+		}
 	}
 	m := manifest{
 		Format: manifestFormat, GVisor: buildID(), Arch: runtime.GOARCH, Root: b.rec.Spec.Root,
-		Resources: b.rec.Resources, Mounts: b.rec.Spec.Mounts, Agent: agent,
+		Resources: b.rec.Resources, Mounts: b.rec.Spec.Mounts, Images: b.rec.Images,
 	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
@@ -147,11 +149,12 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 	if err := m.check(spec, withDefaults(spec.Resources, r.cfg.Defaults)); err != nil {
 		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
 	}
-	agent, err := r.keepAgent(dir, m)
-	if err != nil {
-		return sandbox.E(op, ioKind(err), spec.ID, err)
+	for _, name := range m.Images.list() {
+		if err := r.keepImage(dir, name); err != nil {
+			return sandbox.E(op, ioKind(err), spec.ID, err)
+		}
 	}
-	return r.make(ctx, op, spec, dir, agent)
+	return r.make(ctx, op, spec, dir, m.Images)
 }
 
 // readManifest reads our part of a snapshot.
@@ -171,8 +174,10 @@ func parseManifest(data []byte) (m manifest, err error) {
 	if m.Format != manifestFormat {
 		return m, fmt.Errorf("snapshot has format %d, this version reads %d", m.Format, manifestFormat)
 	}
-	if m.Agent == "" || m.Agent != filepath.Base(m.Agent) || filepath.Ext(m.Agent) != ".erofs" {
-		return m, fmt.Errorf("damaged snapshot manifest: agent %q", m.Agent)
+	for _, name := range m.Images.list() {
+		if name != filepath.Base(name) || filepath.Ext(name) != imageSuffix {
+			return m, fmt.Errorf("damaged snapshot manifest: image %q", name)
+		}
 	}
 	return m, nil
 }
@@ -199,19 +204,23 @@ func (m manifest) check(spec sandbox.Spec, res sandbox.Resources) error {
 	return nil
 }
 
-// keepAgent makes sure that the agent's image of a snapshot is in our directory,
-// since the sandbox may outlive the snapshot.
-func (r *Runtime) keepAgent(dir string, m manifest) (string, error) {
-	path := filepath.Join(filepath.Dir(r.agent.path), m.Agent)
+// keepImage makes sure that an image of a snapshot is in our directory, since the
+// sandbox may outlive the snapshot.
+func (r *Runtime) keepImage(dir, name string) error {
+	path := filepath.Join(r.images(), name)
 	if _, err := os.Stat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
-		return path, err
+		return err
 	}
-	tmp := fmt.Sprintf("%s.%d", path, unix.Gettid())
-	defer os.Remove(tmp)
-	if err := copyFile(tmp, filepath.Join(dir, m.Agent)); err != nil {
-		return "", err
+	tmp, err := os.CreateTemp(r.images(), ".new-")
+	if err != nil {
+		return err
 	}
-	return path, os.Rename(tmp, path)
+	defer os.Remove(tmp.Name())
+	tmp.Close()
+	if err := copyFile(tmp.Name(), filepath.Join(dir, name)); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
 }
 
 // fullDisk adds ENOSPC to an error that crossed the sentry as text, when the

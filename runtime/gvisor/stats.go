@@ -2,8 +2,10 @@ package gvisor
 
 import (
 	"context"
+	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/runsc/boot"
 
@@ -53,6 +55,11 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	return st, nil
 }
 
-func (s *sentry) overlaySize() int64 { return 0 }
-
-func linkBytes(link *sandbox.Link) (rx, tx int64, err error) { return 0, 0, nil }
+// overlaySize is how many bytes of the host's disk the overlay takes.
+func (s *sentry) overlaySize() int64 {
+	var st unix.Stat_t
+	if unix.Stat(filepath.Join(s.dir, overlayName), &st) != nil {
+		return 0 // it goes with the sentry
+	}
+	return st.Blocks * 512
+}
