@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -249,7 +248,10 @@ func agent(t *testing.T, dial guest.Dial, cmd *exec.Cmd) *guest.Client {
 		}
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // so that it takes its processes along
+		_ = cmd.Wait()
+	})
 	c := guest.New(dial, guest.Options{})
 	t.Cleanup(c.CloseIdle)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -366,8 +368,8 @@ func TestAnAgentWithoutRightsServesItsOwnUser(t *testing.T) {
 	}
 }
 
-// limited moves an agent into a fresh cgroup with one limit.
-func limited(t *testing.T, pid int, controller, fileV1, fileV2, limit string) {
+// limited starts an agent in a fresh cgroup with one limit.
+func limited(t *testing.T, controller, fileV1, fileV2, limit string) *guest.Client {
 	t.Helper()
 	root, file := "/sys/fs/cgroup/"+controller, fileV1
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
@@ -382,24 +384,24 @@ func limited(t *testing.T, pid int, controller, fileV1, fileV2, limit string) {
 			}
 		}
 	}
-	dir := fmt.Sprintf("%s/guesttest-%d", root, pid)
+	dir := fmt.Sprintf("%s/guesttest-%d-%s", root, os.Getpid(), controller)
 	err := os.Mkdir(dir, 0o755)
 	if err == nil {
-		t.Cleanup(func() { _ = os.Remove(dir) })
+		// Registered first, so that it runs once the agent is gone.
+		t.Cleanup(func() { eventually(t, "the cgroup is empty", func() bool { return os.Remove(dir) == nil }) })
 		err = os.WriteFile(dir+"/"+file, []byte(limit), 0o644)
-	}
-	if err == nil {
-		err = os.WriteFile(dir+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0o644)
 	}
 	if err != nil {
 		t.Skipf("needs the privilege to set limits: %v", err)
 	}
+	socket := t.TempDir() + "/s"
+	return agent(t, onSocket(socket), exec.Command("sh", "-c",
+		"echo $$ > "+dir+"/cgroup.procs && exec "+guesttest.Binary(t)+" -listen unix:"+socket))
 }
 
 func TestAForkBombDoesNotTakeTheAgentAlong(t *testing.T) {
-	a := guesttest.Start(t)
-	limited(t, a.PID, "pids", "pids.max", "pids.max", "100")
-	bomb := start(t, a.Client, guest.Command{Args: []string{"bash", "-c", "f() { f & f & wait; }; f"}})
+	a := limited(t, "pids", "pids.max", "pids.max", "100")
+	bomb := start(t, a, guest.Command{Args: []string{"bash", "-c", "f() { f & f & wait; }; f"}})
 	go func() { _, _ = bomb.Wait(nil, nil) }()
 	refused := false
 	eventually(t, "the bomb uses up all processes", func() bool {
@@ -425,8 +427,7 @@ func TestAForkBombDoesNotTakeTheAgentAlong(t *testing.T) {
 }
 
 func TestAProcessThatRunsOutOfMemoryIsToldApart(t *testing.T) {
-	a := guesttest.Start(t)
-	limited(t, a.PID, "memory", "memory.limit_in_bytes", "memory.max", "60000000")
+	a := limited(t, "memory", "memory.limit_in_bytes", "memory.max", "60000000")
 	out, err := a.Run(t.Context(), guest.Command{Args: []string{"sh", "-c", "exec tail /dev/zero"}})
 	if err != nil || out.Signal != syscall.SIGKILL || !strings.Contains(out.Message, "out of memory") {
 		t.Fatalf("got %+v %v", out.Result, err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -140,18 +141,18 @@ func records(text []byte, fields int) func(yield func([]string) bool) {
 }
 
 // canSwitch reports whether this process may become other users: it is root and
-// its user namespace knows more than one user.
-func canSwitch() bool {
+// its user namespace knows more than one user. Neither changes while it runs.
+var canSwitch = sync.OnceValue(func() bool {
 	if os.Geteuid() != 0 {
 		return false
 	}
 	idMap, err := os.ReadFile("/proc/self/uid_map")
 	if err != nil {
-		return true // no /proc yet: we are a machine's first process
+		return true // a kernel without user namespaces
 	}
 	f := strings.Fields(string(idMap))
 	return len(f) != 3 || f[2] != "1"
-}
+})
 
 // self is the account of this process, whatever /etc/passwd says.
 func self(known accounts) account {

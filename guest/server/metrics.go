@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -152,10 +153,21 @@ func cgroupNumber(controller, name string) (uint64, bool) {
 
 // cgroupFile reads a file of our cgroup, in version 2 or version 1.
 func cgroupFile(controller, name string) ([]byte, bool) {
+	for _, path := range cgroupPaths(controller, name) {
+		if text, err := os.ReadFile(path); err == nil {
+			return text, true
+		}
+	}
+	return nil, false
+}
+
+// cgroupPaths returns where a file of our cgroup may be.
+func cgroupPaths(controller, name string) []string {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return nil, false
+		return nil
 	}
+	var paths []string
 	for line := range strings.Lines(string(own)) {
 		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
 		if len(f) != 3 {
@@ -163,45 +175,44 @@ func cgroupFile(controller, name string) ([]byte, bool) {
 		}
 		dir := "/sys/fs/cgroup"
 		if f[1] != "" {
-			if !hasWord(f[1], controller) {
+			if !slices.Contains(strings.Split(f[1], ","), controller) {
 				continue
 			}
 			dir = filepath.Join(dir, controller)
 		}
 		// The path is relative to a root that may not be mounted here: then the
 		// mount shows our own cgroup.
-		for _, path := range []string{filepath.Join(dir, f[2], name), filepath.Join(dir, name)} {
-			if text, err := os.ReadFile(path); err == nil {
-				return text, true
-			}
-		}
+		paths = append(paths, filepath.Join(dir, f[2], name), filepath.Join(dir, name))
 	}
-	return nil, false
+	return paths
 }
 
-func hasWord(list, word string) bool {
-	for w := range strings.SplitSeq(list, ",") {
-		if w == word {
-			return true
+// oomCounter counts the processes of the sandbox that the kernel has killed for
+// want of memory. It keeps its file open, since it is read at every start.
+type oomCounter struct{ f *os.File } // nil where the kernel does not tell
+
+func openOOMCounter() oomCounter {
+	paths := append(cgroupPaths("memory", "memory.events"), cgroupPaths("memory", "memory.oom_control")...)
+	for _, path := range append(paths, "/proc/vmstat") {
+		f, err := os.Open(path)
+		if err != nil {
+			continue
 		}
+		c := oomCounter{f}
+		if _, ok := c.read(); ok {
+			return c
+		}
+		f.Close()
 	}
-	return false
+	return oomCounter{}
 }
 
-// oomKills is how many processes of the sandbox the kernel has killed for want
-// of memory; 0 where it cannot be known.
-func oomKills() uint64 {
-	for _, name := range []string{"memory.events", "memory.oom_control"} {
-		if text, ok := cgroupFile("memory", name); ok {
-			if n, ok := field(text, "oom_kill"); ok {
-				return uint64(max(n, 0))
-			}
-		}
+// read returns the count.
+func (c oomCounter) read() (int64, bool) {
+	if c.f == nil {
+		return 0, false
 	}
-	if text, err := os.ReadFile("/proc/vmstat"); err == nil {
-		if n, ok := field(text, "oom_kill"); ok {
-			return uint64(max(n, 0))
-		}
-	}
-	return 0
+	var text [16 << 10]byte // /proc/vmstat is the largest
+	n, _ := c.f.ReadAt(text[:], 0)
+	return field(text[:n], "oom_kill")
 }

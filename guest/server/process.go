@@ -37,7 +37,7 @@ type process struct {
 	inputs  chan struct{} // holds one token: who has it may write input
 	killed  atomic.Bool   // we were asked to kill it
 	started time.Time
-	oomBase uint64 // the sandbox's count of OOM kills when it started
+	ooms    int64 // the count of OOM kills when it started
 }
 
 var (
@@ -134,7 +134,8 @@ func findCommand(cmd, path, dir string) (string, error) {
 
 // start starts a process. The subscription sees every event of it.
 func (s *Server) start(l launch, req *processpb.StartRequest) (*process, *subscription, error) {
-	p := &process{config: req.GetProcess(), tag: req.Tag, inputs: make(chan struct{}, 1), started: time.Now(), oomBase: oomKills()}
+	p := &process{config: req.GetProcess(), tag: req.Tag, inputs: make(chan struct{}, 1), started: time.Now()}
+	p.ooms, _ = s.oom.read()
 	p.inputs <- struct{}{}
 	var theirs []*os.File // the child's stdin, stdout, stderr
 	var ours []*os.File   // read ends, in the order stdout, stderr
@@ -224,7 +225,7 @@ func (s *Server) attend(p *process, outputs []*os.File) {
 	if p.tty != nil {
 		p.tty.Close()
 	}
-	end := p.endEvent()
+	end := s.endEvent(p)
 	s.logs.exit(p, end)
 	p.out.publish(&processpb.ProcessEvent{Event: &processpb.ProcessEvent_End{End: end}})
 }
@@ -309,7 +310,7 @@ func readNow(f *os.File, buf []byte) int {
 }
 
 // endEvent says how the process ended.
-func (p *process) endEvent() *processpb.ProcessEvent_EndEvent {
+func (s *Server) endEvent(p *process) *processpb.ProcessEvent_EndEvent {
 	status := p.child.status
 	end := &processpb.ProcessEvent_EndEvent{ExitCode: -1}
 	if status.Exited() {
@@ -326,7 +327,7 @@ func (p *process) endEvent() *processpb.ProcessEvent_EndEvent {
 		reason := end.Status
 		if status.Signaled() && status.Signal() == syscall.SIGKILL && !p.killed.Load() {
 			// Nobody asked for it through us: the kernel is the usual killer.
-			if oomKills() > p.oomBase {
+			if n, _ := s.oom.read(); n > p.ooms {
 				reason += " (out of memory)"
 			} else {
 				reason += " (possibly out of memory)"

@@ -65,6 +65,7 @@ type Server struct {
 	watchers  watcherTab
 	logs      *logRing
 	cpu       cpuMeter
+	oom       oomCounter
 	stop      sync.Once
 	stopped   chan struct{}
 }
@@ -85,6 +86,7 @@ func New(cfg Config) *Server {
 		processes: processTab{all: map[int]*process{}},
 		watchers:  watcherTab{all: map[string]*pollWatcher{}},
 		logs:      newLogRing(),
+		oom:       openOOMCounter(),
 		stopped:   make(chan struct{}),
 	}
 }
