@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -81,5 +83,30 @@ func TestTheTableHasWhatWasMeasuredAndSaysWhatWasNot(t *testing.T) {
 	r.Sandbox["gvisor"] = json.RawMessage(`{"cold":[]}`)
 	if _, err := r.table(); err == nil {
 		t.Error("a malformed figure was taken")
+	}
+}
+
+func TestTheReadmesTableIsReplacedBetweenItsMarks(t *testing.T) {
+	r := report{Machine: "a machine", Beside: []series{{"runc run", 3, 60, 80}}}
+	dir := t.TempDir()
+	readme := filepath.Join(dir, "README.md")
+	write := func(text string) error {
+		if err := os.WriteFile(readme, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return r.write(filepath.Join(dir, "new", "bench.json"), filepath.Join(dir, "performance.md"), readme)
+	}
+	if err := write("# A\n" + figuresBegin + "| stale |\n" + figuresEnd + "rest\n"); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(readme)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := string(text); !strings.HasSuffix(got, "| runc run | 60.0 | 80.0 |\n"+figuresEnd+"rest\n") || strings.Contains(got, "stale") {
+		t.Errorf("README:\n%s", got)
+	}
+	if err := write("# A\n"); err == nil {
+		t.Error("a README without a place for figures was taken")
 	}
 }

@@ -38,16 +38,17 @@ func main() {
 	binary := flag.String("atoll", "bin/atoll", "the binary to measure")
 	jsonFile := flag.String("json", "build/bench.json", "where the figures go")
 	tableFile := flag.String("table", "docs/performance.md", "where the table goes")
+	readmeFile := flag.String("readme", "README.md", "where a short table goes, between its marks")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, *binary, *n, *jsonFile, *tableFile); err != nil {
+	if err := bench(ctx, *binary, *n, *jsonFile, *tableFile, *readmeFile); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, binary string, n int, jsonFile, tableFile string) (err error) {
+func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readmeFile string) (err error) {
 	if n < 1 {
 		return errors.New("-n must be at least 1")
 	}
@@ -96,7 +97,7 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile string
 		}
 		rep.Sandbox[runtime] = json.RawMessage(figures)
 	}
-	return rep.write(jsonFile, tableFile)
+	return rep.write(jsonFile, tableFile, readmeFile)
 }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }

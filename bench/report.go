@@ -10,8 +10,14 @@ import (
 	"strings"
 )
 
-// write writes the figures and the table.
-func (r report) write(jsonFile, tableFile string) error {
+// The marks between which the README has its table.
+const (
+	figuresBegin = "<!-- figures: written by make bench -->\n"
+	figuresEnd   = "<!-- end of figures -->\n"
+)
+
+// write writes the figures, the table, and a short table into the README.
+func (r report) write(jsonFile, tableFile, readmeFile string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
@@ -26,7 +32,23 @@ func (r report) write(jsonFile, tableFile string) error {
 	if err := os.WriteFile(jsonFile, append(text, '\n'), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(tableFile, []byte(table), 0o644)
+	if err := os.WriteFile(tableFile, []byte(table), 0o644); err != nil {
+		return err
+	}
+	readme, err := os.ReadFile(readmeFile)
+	if err != nil {
+		return err
+	}
+	before, rest, ok := strings.Cut(string(readme), figuresBegin)
+	_, after, closed := strings.Cut(rest, figuresEnd)
+	if !ok || !closed {
+		return fmt.Errorf("%s has no place for figures", readmeFile)
+	}
+	short, err := r.short()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(readmeFile, []byte(before+figuresBegin+short+figuresEnd+after), 0o644)
 }
 
 // meanings says in words what `atoll bench sandbox` measures, in the order in
@@ -39,35 +61,73 @@ var meanings = []struct{ key, text string }{
 	{"fork10", "fork of ten from a running sandbox, in all"},
 }
 
+// figures returns what `atoll bench sandbox` measured for a runtime as rows of a
+// table, and the memory of an idle sandbox in MB, 0 when it was not measured.
+func (r report) figures(runtime string) (rows string, idle float64, err error) {
+	fail := func(what string, err error) (string, float64, error) {
+		return "", 0, fmt.Errorf("atoll bench sandbox --runtime %s: %s: %w", runtime, what, err)
+	}
+	var figures map[string]json.RawMessage
+	if err := json.Unmarshal(r.Sandbox[runtime], &figures); err != nil {
+		return fail("the report", err)
+	}
+	var b strings.Builder
+	for _, m := range meanings {
+		if figures[m.key] == nil {
+			continue
+		}
+		var s struct {
+			P50 float64 `json:"p50_ms"`
+			P95 float64 `json:"p95_ms"`
+		}
+		if err := json.Unmarshal(figures[m.key], &s); err != nil {
+			return fail(m.key, err)
+		}
+		fmt.Fprintf(&b, "| %s | %.1f | %.1f |\n", m.text, s.P50, s.P95)
+	}
+	if figures["idle_mb"] != nil {
+		if err := json.Unmarshal(figures["idle_mb"], &idle); err != nil {
+			return fail("idle_mb", err)
+		}
+	}
+	return b.String(), idle, nil
+}
+
+// short returns the table for the README: the default runtime, and what others
+// need for the same.
+func (r report) short() (string, error) {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Milliseconds on %s; `make bench` measures another machine and writes this table and,\nwith more, [docs/performance.md](docs/performance.md).\n\n"+
+		"| what | p50 | p95 |\n|---|---:|---:|\n", r.Machine)
+	if r.Sandbox["gvisor"] != nil {
+		rows, idle, err := r.figures("gvisor")
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(rows)
+		if idle > 0 {
+			fmt.Fprintf(&b, "| memory of an idle sandbox: %.1f MB | | |\n", idle)
+		}
+	}
+	for _, s := range r.Beside {
+		fmt.Fprintf(&b, "| %s | %.1f | %.1f |\n", s.Name, s.P50, s.P95)
+	}
+	return b.String(), nil
+}
+
+// table returns docs/performance.md.
 func (r report) table() (string, error) {
 	var b strings.Builder
 	b.WriteString("# Performance\n\nWritten by `make bench`; do not edit. Times are wall-clock milliseconds: median and 95th percentile.\n\n")
 	fmt.Fprintf(&b, "Measured %s with %s, on %s.\n", r.Date, r.Version, r.Machine)
 
 	for _, runtime := range slices.Sorted(maps.Keys(r.Sandbox)) {
-		var figures map[string]json.RawMessage
-		if err := json.Unmarshal(r.Sandbox[runtime], &figures); err != nil {
-			return "", fmt.Errorf("atoll bench sandbox --runtime %s: %w", runtime, err)
+		rows, idle, err := r.figures(runtime)
+		if err != nil {
+			return "", err
 		}
-		fmt.Fprintf(&b, "\n## Inside the node: %s\n\n`atoll bench sandbox --runtime %s`\n\n| what | p50 | p95 |\n|---|---:|---:|\n", runtime, runtime)
-		for _, m := range meanings {
-			var s struct {
-				P50 float64 `json:"p50_ms"`
-				P95 float64 `json:"p95_ms"`
-			}
-			if figures[m.key] == nil {
-				continue
-			}
-			if err := json.Unmarshal(figures[m.key], &s); err != nil {
-				return "", fmt.Errorf("atoll bench sandbox --runtime %s: %s: %w", runtime, m.key, err)
-			}
-			fmt.Fprintf(&b, "| %s | %.1f | %.1f |\n", m.text, s.P50, s.P95)
-		}
-		var idle float64
-		if figures["idle_mb"] != nil {
-			if err := json.Unmarshal(figures["idle_mb"], &idle); err != nil {
-				return "", fmt.Errorf("atoll bench sandbox --runtime %s: idle_mb: %w", runtime, err)
-			}
+		fmt.Fprintf(&b, "\n## Inside the node: %s\n\n`atoll bench sandbox --runtime %s`\n\n| what | p50 | p95 |\n|---|---:|---:|\n%s", runtime, runtime, rows)
+		if idle > 0 {
 			fmt.Fprintf(&b, "\nAn idle sandbox takes %.1f MB of memory.\n", idle)
 		}
 	}
