@@ -138,12 +138,15 @@ func readHost(r io.Reader) (name string, head []byte, err error) {
 	if err != nil {
 		return "", raw.Bytes(), err
 	}
-	if req.ProtoMajor != 1 || req.Method == http.MethodConnect || req.Host == "" {
+	if req.ProtoMajor != 1 || req.Method == http.MethodConnect {
 		return "", raw.Bytes(), errNoName
 	}
 	host, _, err := net.SplitHostPort(req.Host)
 	if err != nil { // no port
 		host = req.Host
+	}
+	if host == "" {
+		return "", raw.Bytes(), errNoName
 	}
 	return host, raw.Bytes(), nil
 }
