@@ -1,0 +1,269 @@
+package main
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// place is one side of a copy.
+type place struct {
+	sandbox string // empty: this host
+	path    string // "-": standard input or output
+}
+
+// parsePlace reads "SANDBOX:PATH", a path of this host, or "-". A path of this
+// host that holds a colon is written with a slash before it: "./a:b".
+func parsePlace(s string) (place, error) {
+	if s == "" {
+		return place{}, usageError("", "write SANDBOX:PATH or a path of this host", "a path is empty")
+	}
+	name, rest, ok := strings.Cut(s, ":")
+	if !ok || strings.Contains(name, "/") || name == "" || name[0] == '.' || name[0] == '~' {
+		return place{path: s}, nil
+	}
+	if rest == "" {
+		rest = "." // the default working directory, as with scp
+	}
+	return place{sandbox: name, path: rest}, nil
+}
+
+func (a *app) cpCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "cp SOURCE TARGET", Short: "Copy files and directories into or out of a sandbox", Args: exact("a source", "a target"),
+		Long: "One of the two is SANDBOX:PATH, the other a path of this host or `-`. Into a directory that exists the source is\n" +
+			"put under its own name, and a target that ends in / is a directory; DIR/. means what is in DIR. `-` is the\n" +
+			"content of a file, or a tar stream when the other side is a directory.",
+		Example: "  atoll cp ./src work:/home/user\n  atoll cp work:/var/log/. logs/\n  atoll cp work:/etc/os-release -",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, err := parsePlace(args[0])
+			if err != nil {
+				return err
+			}
+			to, err := parsePlace(args[1])
+			if err != nil {
+				return err
+			}
+			inside := to.sandbox
+			switch {
+			case from.sandbox != "" && to.sandbox != "":
+				return usageError("", "copy by way of a pipe: `atoll cp "+args[0]+" - | atoll cp - "+args[1]+"`", "both sides are sandboxes")
+			case from.sandbox == "" && to.sandbox == "":
+				return usageError("", "write SANDBOX:PATH for one of them", "neither side is a sandbox")
+			case from.sandbox != "":
+				inside = from.sandbox
+			}
+			b, sb, err := a.get(cmd.Context(), inside)
+			if err != nil {
+				return err
+			}
+			g := guestOf(b, sb)
+			defer g.CloseIdle()
+			if to.sandbox != "" {
+				return a.copyIn(cmd.Context(), g, from.path, to.path)
+			}
+			return a.copyOut(cmd.Context(), g, from.path, to.path)
+		},
+	}
+	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if len(args) >= 2 || strings.ContainsAny(typed, "/.:") {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		var names []string
+		for _, n := range sandboxNames(sandbox.Running)(cmd.Context(), a) {
+			name, about, _ := strings.Cut(n, "\t")
+			names = append(names, name+":\t"+about)
+		}
+		return names, cobra.ShellCompDirectiveNoSpace
+	}
+	return cmd
+}
+
+// landing decides where a copy goes: the directory to put it in and its name
+// there. An empty name means that the source's contents go into the directory.
+// isDir says whether the target is an existing directory.
+func landing(source, target string, sourceIsDir, isDir bool) (dir, name string) {
+	base := path.Base(path.Clean("/" + source))
+	contents := sourceIsDir && (strings.HasSuffix(source, "/.") || source == "." || base == "/")
+	switch {
+	case contents:
+		return target, ""
+	case isDir || strings.HasSuffix(target, "/"):
+		return target, base
+	}
+	return path.Dir(target), path.Base(target)
+}
+
+// copyIn copies from this host into the sandbox.
+func (a *app) copyIn(ctx context.Context, g *guest.Client, source, target string) error {
+	isDir, err := guestDir(ctx, g, target)
+	if err != nil {
+		return err
+	}
+	if source == "-" {
+		if isDir {
+			return g.Upload(ctx, target, a.stdin)
+		}
+		return g.WriteFile(ctx, target, a.stdin)
+	}
+	local, err := hostPath(source)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(local)
+	if err != nil {
+		return usageError(source, "", "nothing to copy: %v", errors.Unwrap(err))
+	}
+	if !info.IsDir() && !info.Mode().IsRegular() {
+		return usageError(source, "pipe it instead: `atoll cp - ...`", "it is neither a file nor a directory")
+	}
+	if strings.HasSuffix(source, "/.") || source == "." {
+		local += "/."
+	}
+	dir, name := landing(local, target, info.IsDir(), isDir)
+	shown := a.bar("copying " + path.Base(local))
+	defer shown.done()
+	r, archive := io.Pipe()
+	defer r.Close()
+	go func() {
+		w := tar.NewWriter(archive)
+		err := pack(w, filepath.Clean(local), name, shown)
+		archive.CloseWithError(errors.Join(err, w.Close()))
+	}()
+	return g.Upload(ctx, dir, r)
+}
+
+// guestDir reports whether a path in the sandbox is an existing directory.
+func guestDir(ctx context.Context, g *guest.Client, name string) (bool, error) {
+	e, err := g.Stat(ctx, name)
+	if sandbox.Is(err, sandbox.NotFound) {
+		return false, nil
+	}
+	return err == nil && e.IsDir(), err
+}
+
+// copyOut copies from the sandbox to this host.
+func (a *app) copyOut(ctx context.Context, g *guest.Client, source, target string) error {
+	e, err := g.Stat(ctx, source)
+	if err != nil {
+		return err
+	}
+	if target == "-" {
+		fetch := g.ReadFile
+		if e.IsDir() {
+			fetch = g.Download
+		}
+		r, err := fetch(ctx, source)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		_, err = io.Copy(a.stdout, r)
+		return err
+	}
+	local, err := hostPath(target)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(local)
+	isDir := err == nil && info.IsDir()
+	if strings.HasSuffix(target, "/") {
+		local += "/"
+	}
+	named := source
+	if !strings.HasSuffix(source, "/.") && source != "." {
+		named = e.Path // `~` and relative paths have a name of their own
+	}
+	dir, name := landing(named, local, e.IsDir(), isDir)
+	r, err := g.Download(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	shown := a.bar("copying " + path.Base(source))
+	defer shown.done()
+	return unpack(&counted{r: r, total: e.Size, bar: shown}, dir, name)
+}
+
+// pack writes a file, or a directory with all below it, into an archive. The
+// source itself is called name there; with an empty name only what is in it is
+// written. Sockets, pipes and devices are left out: they mean nothing elsewhere.
+func pack(w *tar.Writer, source, name string, shown *bar) error {
+	var done int64
+	return filepath.WalkDir(source, func(file string, d os.DirEntry, err error) error {
+		if err != nil {
+			if file != source && errors.Is(err, os.ErrNotExist) {
+				return nil // removed meanwhile
+			}
+			return err
+		}
+		rel, err := filepath.Rel(source, file)
+		if err != nil {
+			return err
+		}
+		inside := path.Join(name, filepath.ToSlash(rel))
+		if inside == "." {
+			return nil
+		}
+		info, err := os.Lstat(file)
+		if file == source {
+			info, err = os.Stat(file) // the source may be a link to what is meant
+		}
+		if err != nil {
+			return err
+		}
+		n, err := packOne(w, file, inside, info)
+		done += n
+		shown.report(image.Progress{Stage: inside, Done: done})
+		return err
+	})
+}
+
+// packOne writes one entry and returns how many bytes of content it had.
+func packOne(w *tar.Writer, file, name string, info os.FileInfo) (int64, error) {
+	link := ""
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		name += "/"
+	case mode&os.ModeSymlink != 0:
+		var err error
+		if link, err = os.Readlink(file); err != nil {
+			return 0, err
+		}
+	case !mode.IsRegular():
+		return 0, nil
+	}
+	header, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return 0, err
+	}
+	header.Name, header.Format = name, tar.FormatPAX
+	header.Uid, header.Gid, header.Uname, header.Gname = 0, 0, "", "" // the sandbox has users of its own
+	if !info.Mode().IsRegular() {
+		return 0, w.WriteHeader(header)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := w.WriteHeader(header); err != nil {
+		return 0, err
+	}
+	n, err := io.CopyN(w, f, header.Size)
+	if errors.Is(err, io.EOF) {
+		return n, sandbox.Errorf("atoll cp", sandbox.Conflict, file, "the file became shorter while it was read")
+	}
+	return n, err
+}

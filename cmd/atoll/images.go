@@ -1,0 +1,355 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/node"
+)
+
+// imageNames completes images and templates.
+func imageNames(ctx context.Context, a *app) []string {
+	names := []string{image.HostName + "\tthis host's own system, read-only"}
+	b, err := a.openDaemon(ctx)
+	if err != nil {
+		return names
+	}
+	images, _ := b.Images(ctx)
+	for _, i := range images {
+		for _, n := range i.Names {
+			names = append(names, strings.TrimSuffix(n, ":latest")+"\t"+formatBytes(i.Size))
+		}
+	}
+	return append(names, templateNames(ctx, a)...)
+}
+
+func templateNames(ctx context.Context, a *app) []string {
+	b, err := a.openDaemon(ctx)
+	if err != nil {
+		return nil
+	}
+	templates, _ := b.Templates(ctx, "")
+	var names []string
+	for _, t := range templates {
+		for _, n := range t.Names {
+			names = append(names, n+"\ttemplate")
+		}
+	}
+	return names
+}
+
+func (a *app) imageCommand() *cobra.Command {
+	return group("image", "Manage what sandboxes start from", a.imageListCommand(), a.imagePullCommand(), a.imageImportCommand(),
+		a.imageInspectCommand(), a.imageTagCommand(), a.imageRemoveCommand())
+}
+
+func (a *app) imageListCommand() *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List images", Args: exact(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			b, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			all, err := b.Images(cmd.Context())
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			return list(a.stdout, &f, all, func(i image.Image) string { return i.ID }, []column[image.Image]{
+				{head: "NAME", cell: func(i image.Image) string { return strings.Join(i.Names, ", ") }},
+				{head: "ID", cell: func(i image.Image) string { return shortID(i.ID) }},
+				{head: "SIZE", cell: func(i image.Image) string { return formatBytes(i.Size) }},
+				{head: "AGE", cell: func(i image.Image) string { return formatAge(now.Sub(i.Created)) }},
+				{head: "SOURCE", cell: func(i image.Image) string { return i.Source }},
+				{head: "PLATFORM", wide: true, cell: func(i image.Image) string { return i.Platform }},
+				{head: "DIGEST", wide: true, cell: func(i image.Image) string { return i.Digest }},
+				{head: "ROOT", wide: true, cell: func(i image.Image) string { return i.Root.Digest }},
+			})
+		},
+	}
+	f.flags(cmd, "print IDs only")
+	return cmd
+}
+
+// printImage tells of one image: its ID with -q, else its name.
+func (a *app) printImage(f *format, i image.Image) error {
+	if done, err := f.structured(a.stdout, i); done {
+		return err
+	}
+	if f.quiet || len(i.Names) == 0 {
+		fmt.Fprintln(a.stdout, i.ID)
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "%s  %s  %s\n", i.Names[0], shortID(i.ID), formatBytes(i.Size))
+	return nil
+}
+
+func (a *app) imagePullCommand() *cobra.Command {
+	var f format
+	var req native.PullRequest
+	var passwordStdin bool
+	cmd := &cobra.Command{
+		Use: "pull IMAGE", Short: "Fetch an image from a registry; `base` is made from packages", Args: exact("an image"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			req.Ref = args[0]
+			if passwordStdin {
+				secret, err := io.ReadAll(io.LimitReader(a.stdin, maxPassword))
+				if err != nil {
+					return err
+				}
+				req.Password = strings.TrimRight(string(secret), "\r\n")
+			}
+			b, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			i, err := a.pull(cmd.Context(), b, req)
+			if err != nil {
+				return err
+			}
+			return a.printImage(&f, i)
+		},
+	}
+	f.flags(cmd, "print the ID only")
+	cmd.Flags().StringVarP(&req.Username, "username", "u", "", "a `user` of the registry; default: what docker login left")
+	cmd.Flags().BoolVar(&passwordStdin, "password-stdin", false, "read the password from standard input")
+	cmd.Flags().StringVar(&req.Platform, "platform", "", "another platform, for example `linux/arm64`")
+	cmd.Flags().BoolVar(&req.Insecure, "insecure", false, "talk plain HTTP to the registry")
+	return cmd
+}
+
+// maxPassword bounds what is read as a password, in bytes.
+const maxPassword = 16 << 10
+
+func (a *app) imageImportCommand() *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: "import FILE|- [NAME]", Aliases: []string{"load"}, Short: "Make an image from a tar archive", Args: cobra.RangeArgs(1, 2),
+		Long: "Import reads what `docker save` wrote, an OCI layout, or the tar of a whole root file system, compressed or not.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			in, total := a.stdin, int64(0)
+			if args[0] != "-" {
+				file, err := os.Open(args[0])
+				if err != nil {
+					return usageError(args[0], "name a tar archive, or - for standard input", "cannot read the archive: %v", err)
+				}
+				defer file.Close()
+				if info, err := file.Stat(); err == nil {
+					total = info.Size()
+				}
+				in = file
+			}
+			name := ""
+			if len(args) == 2 {
+				name = args[1]
+			}
+			b, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			shown := a.bar("importing")
+			i, err := b.ImportImage(cmd.Context(), name, &counted{r: in, total: total, bar: shown})
+			shown.done()
+			if err != nil {
+				return err
+			}
+			return a.printImage(&f, i)
+		},
+	}
+	f.flags(cmd, "print the ID only")
+	return cmd
+}
+
+// counted reports what is read through it.
+type counted struct {
+	r           io.Reader
+	done, total int64
+	bar         *bar
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.done += int64(n)
+	c.bar.report(image.Progress{Stage: "reading", Done: c.done, Total: c.total})
+	return n, err
+}
+
+func (a *app) imageInspectCommand() *cobra.Command {
+	f := format{form: "json"}
+	cmd := &cobra.Command{
+		Use: "inspect IMAGE", Short: "Show all that is known of an image", Args: exact("an image"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			i, err := b.GetImage(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(&f, i)
+		},
+	}
+	cmd.Flags().StringVarP(&f.form, "output", "o", "json", "print as `json` or yaml")
+	a.completes(cmd, 1, imageNames)
+	return cmd
+}
+
+func (a *app) imageTagCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "tag IMAGE NAME", Short: "Give an image another name", Args: exact("an image", "a name"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := a.open(cmd.Context())
+			if err != nil {
+				return err
+			}
+			_, err = b.TagImage(cmd.Context(), args[0], args[1])
+			return err
+		},
+	}
+	a.completes(cmd, 1, imageNames)
+	return cmd
+}
+
+func (a *app) imageRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rm IMAGE...", Aliases: []string{"remove"}, Short: "Take names of images away; `atoll prune` frees the space", Args: atLeast("an image"),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			if _, err := a.open(cmd.Context()); err != nil { // a node of our own will do
+				return err
+			}
+			return a.each(cmd, refs, func(b native.Backend, ref string) error { return b.RemoveImage(cmd.Context(), ref) })
+		},
+	}
+	a.completes(cmd, -1, imageNames)
+	return cmd
+}
+
+func (a *app) templateCommand() *cobra.Command {
+	return group("template", "Manage named, versioned starting points", a.templateListCommand(), a.templateInspectCommand(),
+		a.templateTagCommand(), a.templateRemoveCommand())
+}
+
+func (a *app) templateListCommand() *cobra.Command {
+	var f format
+	var team string
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List templates", Args: exact(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			all, err := b.Templates(cmd.Context(), team)
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			return list(a.stdout, &f, all, func(t node.Template) string { return t.ID }, []column[node.Template]{
+				{head: "NAME", cell: func(t node.Template) string { return strings.Join(t.Names, ", ") }},
+				{head: "ID", cell: func(t node.Template) string { return shortID(t.ID) }},
+				{head: "STATE", cell: templateState},
+				{head: "CPUS", cell: func(t node.Template) string { return formatCPUs(t.Resources.CPUs) }},
+				{head: "MEMORY", cell: func(t node.Template) string { return limit(t.Resources.Memory) }},
+				{head: "USED", cell: func(t node.Template) string { return fmt.Sprint(t.Spawns) }},
+				{head: "UPDATED", cell: func(t node.Template) string { return formatAge(now.Sub(t.Updated)) + " ago" }},
+				{head: "BUILDS", wide: true, cell: func(t node.Template) string { return fmt.Sprint(len(t.Builds)) }},
+				{head: "TAGS", wide: true, cell: func(t node.Template) string { return pairList(t.Tags) }},
+				{head: "TEAM", wide: true, cell: func(t node.Template) string { return t.Team }},
+			})
+		},
+	}
+	f.flags(cmd, "print IDs only")
+	cmd.Flags().StringVar(&team, "team", "", "those that this `team` can use")
+	return cmd
+}
+
+// templateState is that of the newest build.
+func templateState(t node.Template) string {
+	if len(t.Builds) == 0 {
+		return "no build"
+	}
+	b := t.Builds[0]
+	if b.Reason != "" {
+		return string(b.State) + ": " + b.Reason
+	}
+	return string(b.State)
+}
+
+func (a *app) templateInspectCommand() *cobra.Command {
+	f := format{form: "json"}
+	cmd := &cobra.Command{
+		Use: "inspect TEMPLATE", Short: "Show all that is known of a template", Args: exact("a template"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			t, err := b.GetTemplate(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(&f, t)
+		},
+	}
+	cmd.Flags().StringVarP(&f.form, "output", "o", "json", "print as `json` or yaml")
+	a.completes(cmd, 1, templateNames)
+	return cmd
+}
+
+func (a *app) templateTagCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "tag TEMPLATE TAG BUILD", Short: "Make a tag mean one of a template's builds", Args: exact("a template", "a tag", "a build"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return b.TagTemplate(cmd.Context(), args[0], args[1], args[2])
+		},
+	}
+	a.completes(cmd, 1, templateNames)
+	return cmd
+}
+
+func (a *app) templateRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rm TEMPLATE...", Aliases: []string{"remove"}, Short: "Remove templates and their builds", Args: atLeast("a template"),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			return a.each(cmd, refs, func(b native.Backend, ref string) error { return b.RemoveTemplate(cmd.Context(), ref) })
+		},
+	}
+	a.completes(cmd, -1, templateNames)
+	return cmd
+}
+
+// pairList prints a map as "a=1 b=2", by key.
+func pairList(m map[string]string) string {
+	words := make([]string, 0, len(m))
+	for _, k := range sortedKeys(m) {
+		words = append(words, k+"="+m[k])
+	}
+	return strings.Join(words, " ")
+}
