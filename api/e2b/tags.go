@@ -22,8 +22,7 @@ type templateTag struct {
 }
 
 // listTags lists a template's tags; a snapshot has the one in its name.
-func (a *api) listTags(w http.ResponseWriter, r *http.Request, key tenant.Key) {
-	ref := r.PathValue("id")
+func (a *api) listTags(w http.ResponseWriter, r *http.Request, key tenant.Key, ref string) {
 	t, _, err := a.findTemplate(r.Context(), key.Team, ref)
 	out := []templateTag{}
 	switch {

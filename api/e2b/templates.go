@@ -322,9 +322,21 @@ func (a *api) updateTemplate(w http.ResponseWriter, r *http.Request, key tenant.
 	}
 }
 
+// aliasOrTags serves /templates/aliases/{alias} and /templates/{id}/tags, which
+// the router cannot tell apart.
+func (a *api) aliasOrTags(w http.ResponseWriter, r *http.Request, key tenant.Key) {
+	switch id, what := r.PathValue("id"), r.PathValue("what"); {
+	case id == "aliases":
+		a.getAlias(w, r, key, what)
+	case what == "tags":
+		a.listTags(w, r, key, id)
+	default:
+		a.fail(w, r, notFound("there is no %s %s here", r.Method, r.URL.Path))
+	}
+}
+
 // getAlias tells whether a name is taken, and by whose template.
-func (a *api) getAlias(w http.ResponseWriter, r *http.Request, key tenant.Key) {
-	alias := r.PathValue("alias")
+func (a *api) getAlias(w http.ResponseWriter, r *http.Request, key tenant.Key, alias string) {
 	t, err := a.node.GetTemplate(r.Context(), alias)
 	switch {
 	case sandbox.Is(err, sandbox.NotFound) && alias == node.BaseTemplate:
