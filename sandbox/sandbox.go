@@ -4,7 +4,9 @@
 package sandbox
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -112,6 +114,17 @@ type Spec struct {
 	Link      *Link             `json:"link,omitempty"` // nil unless Network is NetworkSandbox
 	Mounts    []Mount           `json:"mounts,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"` // runtime-specific hints, e.g. "worktree.branch"
+}
+
+// Clone returns a copy that shares nothing with s.
+func (s Spec) Clone() Spec {
+	s.Labels = maps.Clone(s.Labels)
+	s.Mounts = slices.Clone(s.Mounts)
+	if s.Link != nil {
+		link := *s.Link
+		s.Link = &link
+	}
+	return s
 }
 
 // Status is what a runtime knows of one sandbox.

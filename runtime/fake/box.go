@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/runtime/layer"
+	"github.com/atoll-run/atoll/runtime/proctree"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -194,7 +195,7 @@ func (b *box) freeze(op string, to sandbox.State) error {
 	if to == sandbox.Running {
 		sig = syscall.SIGCONT
 	}
-	if err := signalTree(b.cmd.Process.Pid, sig); err != nil {
+	if err := proctree.Signal(b.cmd.Process.Pid, sig); err != nil {
 		return sandbox.E(op, sandbox.Internal, b.spec.ID, err)
 	}
 	b.world.mu.Lock()
@@ -229,7 +230,7 @@ func (b *box) kill() {
 	select {
 	case <-gone: // the PID may be somebody else's by now
 	default:
-		killTree(cmd.Process.Pid)
+		proctree.Kill(cmd.Process.Pid)
 		<-gone
 	}
 }
@@ -314,9 +315,9 @@ func (b *box) changes(ctx context.Context, op string, w io.Writer) error {
 
 func (b *box) stats(op string) (sandbox.Stats, error) {
 	s := sandbox.Stats{Time: time.Now()}
-	for _, p := range tree(b.cmd.Process.Pid) {
-		s.CPU += p.cpu
-		s.Memory += p.memory
+	for _, p := range proctree.Of(b.cmd.Process.Pid) {
+		s.CPU += p.CPU
+		s.Memory += p.Memory
 		s.Pids++
 	}
 	err := filepath.WalkDir(b.home(), func(_ string, d fs.DirEntry, err error) error {

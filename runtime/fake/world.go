@@ -76,7 +76,7 @@ func (w *World) add(op string, spec sandbox.Spec) (*box, error) {
 		return nil, sandbox.E(op, sandbox.Exists, spec.ID, nil)
 	}
 	b := &box{
-		world: w, spec: copySpec(spec), dir: filepath.Join(w.dir, spec.ID),
+		world: w, spec: spec.Clone(), dir: filepath.Join(w.dir, spec.ID),
 		busy: make(chan struct{}, 1), current: sandbox.Creating, ports: map[int]func(net.Conn){},
 	}
 	b.busy <- struct{}{}
@@ -126,19 +126,8 @@ func (w *World) list() []sandbox.Status {
 	defer w.mu.Unlock()
 	all := make([]sandbox.Status, 0, len(w.boxes))
 	for _, b := range w.boxes {
-		all = append(all, sandbox.Status{ID: b.spec.ID, State: b.current, Reason: b.reason, Spec: copySpec(b.spec)})
+		all = append(all, sandbox.Status{ID: b.spec.ID, State: b.current, Reason: b.reason, Spec: b.spec.Clone()})
 	}
 	slices.SortFunc(all, func(a, b sandbox.Status) int { return strings.Compare(a.ID, b.ID) })
 	return all
-}
-
-// copySpec copies what a spec refers to, so that nobody else can change it.
-func copySpec(s sandbox.Spec) sandbox.Spec {
-	s.Labels = maps.Clone(s.Labels)
-	s.Mounts = slices.Clone(s.Mounts)
-	if s.Link != nil {
-		link := *s.Link
-		s.Link = &link
-	}
-	return s
 }
