@@ -38,8 +38,8 @@ func hardlink(name, target string) entry {
 	return entry{Header: tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target}}
 }
 
-// layer encodes entries as a tar archive.
-func layer(t testing.TB, entries ...entry) []byte {
+// testLayer encodes entries as a tar archive.
+func testLayer(t testing.TB, entries ...entry) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
@@ -164,7 +164,7 @@ func variety(t testing.TB) *unpacker {
 	for i := range 700 {
 		entries = append(entries, file(fmt.Sprintf("many/%04d-%s", i, strings.Repeat("n", i%200)), fmt.Sprint(i)))
 	}
-	u, err := unpack(t, layer(t, entries...))
+	u, err := unpack(t, testLayer(t, entries...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,4 +281,8 @@ func compareContents(t *testing.T, name, full string, n *inode) {
 			t.Errorf("%s: %s is %q", name, attr, buf[:size])
 		}
 	}
+}
+
+func dirHeader(name string, mode int64, id int) tar.Header {
+	return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode, Uid: id, Gid: id}
 }

@@ -152,10 +152,13 @@ func (d *download) complete(ctx context.Context) error {
 		if err == nil {
 			continue
 		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if d.off > best {
 			failures, best = 0, d.off
 		}
-		if failures++; failures >= fetchAttempts || restart >= fetchRestarts || !worthRetry(ctx, err) {
+		if failures++; failures >= fetchAttempts || restart >= fetchRestarts || !worthRetry(err) {
 			return fmt.Errorf("layer %s: %w", d.layer.Digest, err)
 		}
 		d.store.log.Info("fetching a layer again", "digest", d.layer.Digest, "from", d.off, "err", err)
@@ -169,10 +172,7 @@ func (d *download) complete(ctx context.Context) error {
 }
 
 // worthRetry reports whether the same request may fare better.
-func worthRetry(ctx context.Context, err error) bool {
-	if ctx.Err() != nil {
-		return false
-	}
+func worthRetry(err error) bool {
 	var answer *transport.Error
 	if errors.As(err, &answer) {
 		return answer.StatusCode >= 500 || answer.StatusCode == http.StatusTooManyRequests
@@ -181,14 +181,25 @@ func worthRetry(ctx context.Context, err error) bool {
 	return !errors.As(err, &path) && !errors.Is(err, errTooLong)
 }
 
-var errTooLong = sandbox.Errorf("fetch layer", sandbox.Invalid, "", "the registry sent more than the manifest says")
+var (
+	errTooLong = sandbox.Errorf("fetch layer", sandbox.Invalid, "", "the registry sent more than the manifest says")
+	errStalled = sandbox.Errorf("fetch layer", sandbox.Unavailable, "", "the registry sent nothing for %v", fetchStall)
+)
 
 // attempt asks for the rest of the layer once.
 func (d *download) attempt(ctx context.Context) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stall := time.AfterFunc(fetchStall, cancel)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stall := time.AfterFunc(fetchStall, func() { cancel(errStalled) })
 	defer stall.Stop()
+	err := d.get(ctx, stall)
+	if errors.Is(context.Cause(ctx), errStalled) {
+		return errStalled
+	}
+	return err
+}
+
+func (d *download) get(ctx context.Context, stall *time.Timer) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.base+d.layer.Digest, nil)
 	if err != nil {
 		return err

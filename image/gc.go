@@ -66,6 +66,10 @@ func (s *Store) Prune(ctx context.Context, inUse []string, builds bool) (Pruned,
 	}
 	defer unlock()
 	var p Pruned
+	if builds && s.building() {
+		s.log.Info("a build is under way: results of build steps stay")
+		builds = false
+	}
 	if builds {
 		if err := p.removeAll(ctx, s.path("builds"), func(string) bool { return false }, &p.Blobs); err != nil {
 			return p, fail(op, s.dir, err)
@@ -131,6 +135,16 @@ func (p *Pruned) removeUnlocked(path string) error {
 	p.Blobs++
 	p.Bytes += allocated(info)
 	return os.Remove(path)
+}
+
+// building reports whether a build is under way in any process.
+func (s *Store) building() bool {
+	unlock, err := s.lockBuilds(syscall.LOCK_EX | syscall.LOCK_NB)
+	if err != nil {
+		return true
+	}
+	unlock()
+	return false
 }
 
 // keepBuilds adds what the results of build steps stand on.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -40,7 +41,8 @@ const (
 type unpacker struct {
 	tree   *tree
 	limits Limits
-	xattrs bool // keep extended attributes
+	xattrs bool     // keep extended attributes
+	ignore []string // clean relative paths that layers do not change
 
 	// spool holds the contents of files that cannot be read where they are:
 	// those of compressed and sparse archives. An unnamed file.
@@ -94,6 +96,9 @@ func (u *unpacker) addTar(ctx context.Context, r io.Reader, at io.ReaderAt) erro
 
 func (u *unpacker) addEntry(ctx context.Context, tr *tar.Reader, h *tar.Header, r io.Reader, at io.ReaderAt) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	if slices.Contains(u.ignore, path.Clean(strings.TrimPrefix(h.Name, "/"))) {
 		return nil
 	}
 	dir, base := path.Split(strings.TrimSuffix(h.Name, "/"))

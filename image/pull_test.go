@@ -126,7 +126,7 @@ func noise(t testing.TB, size int) []byte {
 	t.Helper()
 	b := make([]byte, size)
 	_, _ = rand.Read(b)
-	return layer(t, file("noise", string(b)))
+	return testLayer(t, file("noise", string(b)))
 }
 
 // rootDescription lists what is in an image's root.
@@ -147,7 +147,7 @@ func rootDescription(t testing.TB, i Image) string {
 // conformance: FR2.2
 func TestPullMergesLayersAndKeepsConfig(t *testing.T) {
 	r, s := newRegistry(t), openStore(t)
-	img := r.push(t, "team/app:1", layer(t, dir("etc"), file("etc/a", "old"), file("etc/b", "gone")), layer(t, file("etc/a", "new"), file("etc/.wh.b", "")))
+	img := r.push(t, "team/app:1", testLayer(t, dir("etc"), file("etc/a", "old"), file("etc/b", "gone")), testLayer(t, file("etc/a", "new"), file("etc/.wh.b", "")))
 	var last Progress
 	got, err := s.Pull(context.Background(), r.host+"/team/app:1", RegistryOptions{Progress: func(p Progress) { last = p }})
 	if err != nil {
@@ -191,6 +191,7 @@ func TestPullResumesWhereConnectionWasCut(t *testing.T) {
 func TestPullGoesOnWithWhatFailedPullLeft(t *testing.T) {
 	r, s := newRegistry(t), openStore(t)
 	r.push(t, "big", noise(t, 1<<20))
+	r.cut = 300_000
 	ctx, cancel := context.WithCancel(context.Background())
 	_, err := s.Pull(ctx, r.host+"/big", RegistryOptions{Progress: func(p Progress) {
 		if p.Done > 0 && p.Done < p.Total {
@@ -200,6 +201,7 @@ func TestPullGoesOnWithWhatFailedPullLeft(t *testing.T) {
 	if !sandbox.Is(err, sandbox.Canceled) {
 		t.Fatalf("error %v", err)
 	}
+	r.cut = 0
 	s, err = Open(s.dir, Options{}) // as after a crash
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +250,7 @@ func TestCorruptLayerIsNamedAndLeavesNothing(t *testing.T) {
 
 func TestPullErrorsSayWhatToDo(t *testing.T) {
 	r, s := newRegistry(t), openStore(t)
-	r.push(t, "here:1", layer(t, file("a", "b")))
+	r.push(t, "here:1", testLayer(t, file("a", "b")))
 	ctx := context.Background()
 	check := func(ref string, kind sandbox.Kind, o RegistryOptions) {
 		t.Helper()

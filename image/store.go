@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -321,74 +320,6 @@ func (s *Store) writeFile(path string, content []byte) error {
 		return err
 	}
 	return t.publish(path)
-}
-
-// convert applies layers to a base root, nil for none, publishes the result as
-// a root and calls record, which must note who uses the root before a
-// concurrent Prune may find it unused.
-func (s *Store) convert(ctx context.Context, base *sandbox.Root, layers []*os.File, record func(sandbox.Root, int64) error) error {
-	u, err := newUnpacker(s.path("tmp"), s.opts.Limits, s.opts.Xattrs)
-	if err != nil {
-		return err
-	}
-	defer u.Close()
-	if base != nil {
-		f, err := os.Open(base.Path)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if err := u.addEROFS(f, info.Size()); err != nil {
-			return fmt.Errorf("root %s: %w", base.Digest, err)
-		}
-	}
-	for _, f := range layers {
-		if err := u.addFile(ctx, f); err != nil {
-			return badArchive(filepath.Base(f.Name()), err)
-		}
-	}
-	return s.publishRoot(u.tree, record)
-}
-
-// publishRoot writes the tree as a root; see convert for record, whose size is
-// in bytes.
-func (s *Store) publishRoot(t *tree, record func(sandbox.Root, int64) error) error {
-	out, err := s.temp()
-	if err != nil {
-		return err
-	}
-	defer out.discard()
-	size, err := writeEROFS(out, t)
-	if err != nil {
-		return err
-	}
-	hash := blake3.New()
-	if _, err := io.CopyBuffer(hash, io.NewSectionReader(out, 0, size), make([]byte, 1<<20)); err != nil {
-		return err
-	}
-	digest := fmt.Sprintf("blake3:%x", hash.Sum(nil))
-	root := sandbox.Root{Kind: sandbox.RootEROFS, Path: s.rootPath(digest), Digest: digest}
-	if err := out.Chmod(0o444); err != nil {
-		return err
-	}
-	if err := out.Sync(); err != nil { // the long part, outside the lock
-		return err
-	}
-	unlock, err := s.lockShared()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if info, err := os.Stat(root.Path); err != nil || info.Size() != size {
-		if err := out.publish(root.Path); err != nil {
-			return err
-		}
-	}
-	return record(root, size)
 }
 
 func (s *Store) rootPath(digest string) string {
