@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -216,8 +215,8 @@ func (w *Watcher) Close() error {
 }
 
 // Logs passes log entries after since to each, oldest first: those that are
-// kept and, if follow is set, those to come until ctx ends. It stops early with
-// the error that each returns.
+// kept and, if follow is set, those to come until ctx ends, which is an error.
+// It stops early with the error that each returns.
 func (c *Client) Logs(ctx context.Context, since uint64, follow bool, each func(wire.LogEntry) error) error {
 	query := url.Values{"since": {strconv.FormatUint(since, 10)}, "follow": {strconv.FormatBool(follow)}}
 	res, err := c.call(ctx, "guest.Logs", http.MethodGet, "/logs", query, nil, nil)
@@ -225,8 +224,13 @@ func (c *Client) Logs(ctx context.Context, since uint64, follow bool, each func(
 		return err
 	}
 	defer res.Body.Close()
+	return readLogs(res.Body, each)
+}
+
+// readLogs reads log entries until the stream ends.
+func readLogs(r io.Reader, each func(wire.LogEntry) error) error {
 	const maxLine = 1 << 20 // bytes: the guest is not trusted to end its lines
-	lines := bufio.NewScanner(res.Body)
+	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, maxLine)
 	for lines.Scan() {
 		var e wire.LogEntry
@@ -237,7 +241,7 @@ func (c *Client) Logs(ctx context.Context, since uint64, follow bool, each func(
 			return err
 		}
 	}
-	if err := lines.Err(); err != nil && !errors.Is(err, context.Canceled) {
+	if err := lines.Err(); err != nil {
 		return transportError("guest.Logs", err)
 	}
 	return nil
