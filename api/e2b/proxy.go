@@ -117,6 +117,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	}
 	// The transport dials by this; servers see the Host header.
 	pr.Out.URL.Host = net.JoinHostPort(to.id, strconv.Itoa(to.port))
+	// What the server inside makes of a strange query is its own affair: nothing
+	// here decides by it.
+	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	pr.Out.Host = pr.In.Host
 	if h := maskedHost(to.labels, to.port); h != "" {
 		pr.Out.Host = h
