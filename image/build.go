@@ -360,7 +360,7 @@ func hashOf(parts ...string) string {
 func jsonText(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // only called with steps and configurations, which always encode
+		panic(err) // only called with values of ours, which always encode
 	}
 	return string(text)
 }
