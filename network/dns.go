@@ -31,7 +31,7 @@ func (s *service) serveUDP(ctx context.Context, conn *net.UDPConn) {
 	for {
 		size, from, err := conn.ReadFromUDPAddrPort(buf)
 		if err != nil {
-			if ctx.Err() != nil {
+			if !rest(ctx) {
 				return
 			}
 			continue

@@ -2,10 +2,7 @@ package network
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 
 	"github.com/google/nftables"
@@ -15,6 +12,7 @@ import (
 )
 
 const (
+	tablePrefix = "atoll_" // of the tables of all nodes
 	// maxConnections bounds what one sandbox takes of the host's connection table.
 	maxConnections = 4096
 	// netlinkBuffer in bytes holds a whole table with thousands of sandboxes in one transaction.
@@ -58,7 +56,7 @@ type table struct {
 	connections, closed *nftables.Set
 }
 
-func (f *firewall) name() string { return "atoll_" + f.prefix }
+func (f *firewall) name() string { return tablePrefix + f.prefix }
 
 // begin starts a transaction. f.mu is held.
 func (f *firewall) begin() (*table, error) {
@@ -277,11 +275,23 @@ func (f *firewall) set(k block, r *rules) error {
 	if err != nil {
 		return err
 	}
-	if err := b.Flush(); err != nil {
+	return f.commit(b, func() { f.attached[k] = r })
+}
+
+// commit ends a transaction and then does change. If other software has flushed
+// nftables, there is nothing to change and the whole table is written.
+// f.mu is held.
+func (f *firewall) commit(b *table, change func()) error {
+	err := b.Flush()
+	if err == nil {
+		change()
+		return nil
+	}
+	if there, listErr := f.installed(b); listErr != nil || there {
 		return err
 	}
-	f.attached[k] = r
-	return nil
+	change()
+	return f.write()
 }
 
 // remove takes an attachment out; one that is not there is no error.
@@ -307,90 +317,5 @@ func (f *firewall) remove(k block) error {
 	b.DelChain(o.egress)
 	b.DelChain(o.divert)
 	b.DelSet(o.addrs)
-	if err := b.Flush(); err != nil {
-		return err
-	}
-	delete(f.attached, k)
-	return nil
-}
-
-// setClosed changes which devices forward to sandboxes only.
-func (f *firewall) setClosed(closed []string) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b, err := f.begin()
-	if err != nil {
-		return err
-	}
-	b.FlushSet(b.closed)
-	for _, device := range closed {
-		if err := b.SetAddElements(b.closed, []nftables.SetElement{{Key: deviceKey(device)}}); err != nil {
-			return err
-		}
-	}
-	f.closed = closed // even if it fails: repair writes what was meant
-	return b.Flush()
-}
-
-// closedDevices returns what setClosed or install was given last.
-func (f *firewall) closedDevices() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.closed
-}
-
-// uninstall removes the table.
-func (f *firewall) uninstall() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b, err := f.begin()
-	if err != nil {
-		return err
-	}
-	b.AddTable(b.t)
-	b.DelTable(b.t)
-	return b.Flush()
-}
-
-// repair writes the table again if it is gone, and reports whether it was:
-// other software may flush all of nftables when it restarts.
-func (f *firewall) repair() (bool, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b, err := f.begin()
-	if err != nil {
-		return false, err
-	}
-	tables, err := b.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return false, fmt.Errorf("listing tables: %w", err)
-	}
-	if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == b.t.Name }) {
-		return false, nil
-	}
-	return true, f.write()
-}
-
-// obstacles names chains of others that drop forwarded packets by default, as
-// container engines and desktop firewalls install them: they would stop
-// sandboxes however our own rules decide.
-func (f *firewall) obstacles() ([]string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	b, err := f.begin()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := b.ListChains()
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, c := range chains {
-		drops := c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-		if drops && c.Table.Family != nftables.TableFamilyIPv6 && !strings.HasPrefix(c.Table.Name, "atoll_") {
-			out = append(out, c.Table.Name+"/"+c.Name)
-		}
-	}
-	return out, nil
+	return f.commit(b, func() { delete(f.attached, k) })
 }

@@ -5,37 +5,25 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// forwarding lets packets pass between sandboxes and the devices that lead
-// where they may go. The kernel checks the setting of the device a packet came
-// in on, so answers need it on the outward device too. The host as a whole is
-// not made a router: while its own switch is off, the firewall lets packets from
-// such a device go to sandboxes only.
-type forwarding struct {
-	path string // of the list of devices that did not forward before
-
-	mu     sync.Mutex
-	opened []string
-}
-
-func newForwarding(path string) (*forwarding, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	return &forwarding{path: path, opened: strings.Fields(string(raw))}, nil
-}
+// forwardingDir holds a file per device whose forwarding some node of this host
+// switched on. Like the setting itself it is gone after a restart of the host.
+const forwardingDir = "/run/atoll/forwarding"
 
 // toward returns the device that leads to addr and switches its forwarding on;
-// changed reports whether it was off. A host without a route there has an empty
+// changed reports whether it was off. A host without a route there has a nil
 // device and no error.
-func (f *forwarding) toward(addr netip.Addr) (device netlink.Link, changed bool, err error) {
+//
+// The kernel checks the setting of the device that a packet came in on, so
+// answers need it on the outward device too. The host as a whole is not made a
+// router: see closedDevices.
+func toward(addr netip.Addr) (device netlink.Link, changed bool, err error) {
 	routes, err := netlink.RouteGet(addr.AsSlice())
 	if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_UNICAST {
 		if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) {
@@ -48,35 +36,62 @@ func (f *forwarding) toward(addr netip.Addr) (device netlink.Link, changed bool,
 		return nil, false, err
 	}
 	name := device.Attrs().Name
-	if strings.HasPrefix(name, linkPrefix) || device.Attrs().Flags&unix.IFF_LOOPBACK != 0 {
+	if strings.HasPrefix(name, linkPrefix) || name == "lo" {
 		return device, false, nil
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	key := "ipv4/conf/" + name + "/forwarding"
-	if on, err := os.ReadFile("/proc/sys/net/" + key); err != nil || strings.TrimSpace(string(on)) == "1" {
+	if on, err := forwards(name); on || err != nil {
 		return device, false, err
 	}
-	// The list first: a device that forwards and is not in it would stay open.
-	f.opened = append(f.opened, name)
-	if err := os.WriteFile(f.path, []byte(strings.Join(f.opened, "\n")), 0o600); err != nil {
+	// The file first: a device that forwards and has none would stay open.
+	if err := os.MkdirAll(forwardingDir, 0o755); err != nil {
 		return device, false, err
 	}
-	return device, true, setSysctl(key, "1")
-}
-
-// closed returns the devices that forward to sandboxes only: none when the
-// host's owner made it a router.
-func (f *forwarding) closed() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if on, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil && strings.TrimSpace(string(on)) == "1" {
-		return nil
+	if err := os.WriteFile(filepath.Join(forwardingDir, name), nil, 0o644); err != nil {
+		return device, false, err
 	}
-	return append([]string(nil), f.opened...)
+	return device, true, setSysctl("ipv4/conf/"+name+"/forwarding", "1")
 }
 
-// isLocal reports whether addr belongs to this host.
+// closedDevices returns the devices from which the firewall lets packets go to
+// sandboxes only, in order: those that forwarded nothing before a node needed
+// them. It is empty when the host's owner made it a router.
+func closedDevices() ([]string, error) {
+	if on, err := forwards("all"); on || err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(forwardingDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		out = append(out, e.Name())
+	}
+	return out, nil
+}
+
+// restoreForwarding undoes toward on a host without other nodes.
+func restoreForwarding() error {
+	closed, err := closedDevices()
+	if err != nil {
+		return err
+	}
+	for _, name := range closed {
+		err := setSysctl("ipv4/conf/"+name+"/forwarding", "0")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // the device may be gone
+			return err
+		}
+	}
+	return os.RemoveAll(forwardingDir)
+}
+
+// forwards reports whether a device, or all of them, forwards packets.
+func forwards(device string) (bool, error) {
+	raw, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + device + "/forwarding")
+	return strings.TrimSpace(string(raw)) == "1", err
+}
+
+// isLocal reports whether addr is not another host's.
 func isLocal(addr netip.Addr) (bool, error) {
 	routes, err := netlink.RouteGet(addr.AsSlice())
 	if err != nil {

@@ -67,7 +67,6 @@ type Network struct {
 	records  records
 	links    *links
 	firewall *firewall
-	forward  *forwarding
 	resolver *resolver
 	service  *service
 	ready    chan block // prewarmed links; nil without
@@ -148,10 +147,11 @@ func (n *Network) start() (err error) {
 	if err := n.adopt(); err != nil {
 		return err
 	}
-	if n.forward, err = newForwarding(filepath.Join(n.cfg.Dir, "forwarding")); err != nil {
+	if _, _, err := toward(anyInternet); err != nil {
 		return err
 	}
-	if _, _, err := n.forward.toward(anyInternet); err != nil {
+	closed, err := closedDevices()
+	if err != nil {
 		return err
 	}
 	addr, err := n.links.serviceAddress()
@@ -168,7 +168,7 @@ func (n *Network) start() (err error) {
 	for _, a := range n.byID {
 		attached[a.block] = a.rules.Load()
 	}
-	if err := n.firewall.install(n.service.at, n.forward.closed(), attached); err != nil {
+	if err := n.firewall.install(n.service.at, closed, attached); err != nil {
 		cancel()
 		n.service.wait()
 		return err
@@ -219,195 +219,6 @@ func (n *Network) adopt() error {
 // anyInternet stands for the internet when asking for a route; nothing is sent.
 var anyInternet = netip.MustParseAddr("1.1.1.1")
 
-// Attach makes a sandbox's link under a policy. It fails with Invalid for a
-// policy that makes no sense, Exists when id is attached, Exhausted when the
-// pool is empty. A failed Attach leaves nothing.
-func (n *Network) Attach(ctx context.Context, id string, policy sandbox.NetworkPolicy) (sandbox.Link, error) {
-	const op = "network.Attach"
-	if !sandbox.ValidID(id) {
-		return sandbox.Link{}, sandbox.Errorf(op, sandbox.Invalid, id, "not a sandbox id")
-	}
-	rules, err := compile(policy, n.cfg.Pool)
-	if err != nil {
-		return sandbox.Link{}, sandbox.E(op, "", id, err)
-	}
-	if err := ctx.Err(); err != nil {
-		return sandbox.Link{}, sandbox.E(op, "", id, err)
-	}
-	a := newAttachment()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	n.mu.Lock()
-	if n.byID[id] != nil {
-		n.mu.Unlock()
-		return sandbox.Link{}, sandbox.Errorf(op, sandbox.Exists, id, "already attached")
-	}
-	n.byID[id] = a
-	n.mu.Unlock()
-	if err := n.attach(a, id, policy, rules); err != nil {
-		a.gone = true
-		n.mu.Lock()
-		delete(n.byID, id)
-		n.mu.Unlock()
-		return sandbox.Link{}, explain(op, id, err)
-	}
-	return a.Link, nil
-}
-
-// attach does the work of Attach. a.mu is held.
-func (n *Network) attach(a *attachment, id string, policy sandbox.NetworkPolicy, rules *rules) (err error) {
-	if err := n.openRoutes(policy); err != nil {
-		return err
-	}
-	b, err := n.link()
-	if err != nil {
-		return err
-	}
-	a.block = b
-	a.Attachment = Attachment{ID: id, Policy: policy, Link: sandbox.Link{
-		NetNS: n.links.netns(b), Device: guestLink,
-		Address: netip.PrefixFrom(b.address(), blockBits), Gateway: b.gateway()}}
-	a.rules.Store(rules)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, n.firewall.remove(b), n.links.remove(b), n.records.remove(id))
-		}
-	}()
-	if err := n.firewall.set(b, rules); err != nil {
-		return err
-	}
-	if err := n.records.put(a.Attachment); err != nil {
-		return err
-	}
-	n.mu.Lock()
-	n.byAddr[b.address()] = a
-	n.mu.Unlock()
-	return nil
-}
-
-// link takes a prewarmed link or makes one.
-func (n *Network) link() (block, error) {
-	select {
-	case b := <-n.ready: // nil without prewarming: never ready
-		return b, nil
-	default:
-		return n.links.create(n.mtu())
-	}
-}
-
-// mtu is that of the device that leads to the internet, so that sandboxes need
-// not discover it.
-func (n *Network) mtu() int {
-	if device, _, err := n.forward.toward(anyInternet); err == nil && device != nil {
-		return max(device.Attrs().MTU, 576)
-	}
-	return defaultMTU
-}
-
-// openRoutes switches forwarding on toward the addresses that a policy names;
-// for the internet start and tend have done it.
-func (n *Network) openRoutes(policy sandbox.NetworkPolicy) error {
-	any := false
-	for _, entry := range policy.AllowOut {
-		if p, ok := parsePrefix(entry); ok && p.Bits() > 0 {
-			_, changed, err := n.forward.toward(p.Addr())
-			if err != nil {
-				return err
-			}
-			any = any || changed
-		}
-	}
-	if any {
-		return n.firewall.setClosed(n.forward.closed())
-	}
-	return nil
-}
-
-// Update replaces an attachment's policy at once: packets and open connections
-// that it no longer allows are cut. It fails with NotFound for an unknown id; a
-// failed Update leaves the old policy in force.
-func (n *Network) Update(ctx context.Context, id string, policy sandbox.NetworkPolicy) error {
-	const op = "network.Update"
-	rules, err := compile(policy, n.cfg.Pool)
-	if err != nil {
-		return sandbox.E(op, "", id, err)
-	}
-	if err := ctx.Err(); err != nil {
-		return sandbox.E(op, "", id, err)
-	}
-	a, unlock, err := n.locked(op, id)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := n.openRoutes(policy); err != nil {
-		return explain(op, id, err)
-	}
-	// The record first: after a crash in between, the new policy takes force.
-	next := a.Attachment
-	next.Policy = policy
-	if err := n.records.put(next); err != nil {
-		return explain(op, id, err)
-	}
-	if err := n.firewall.set(a.block, rules); err != nil {
-		return explain(op, id, errors.Join(err, n.records.put(a.Attachment)))
-	}
-	a.rules.Store(rules)
-	n.mu.Lock() // List reads the policy
-	a.Attachment = next
-	n.mu.Unlock()
-	a.flows.cut(func(f *flow) bool { return !rules.decide(f.name, f.addr) })
-	if err := forget(denied{from: a.block.address(), carrier: n.service.at.dns.Addr(), rules: rules}); err != nil {
-		n.log.Warn("connections that the new policy denies linger in the connection table until they time out", "id", id, "err", err)
-	}
-	return nil
-}
-
-// Detach removes a sandbox's link and all that belongs to it. It is idempotent.
-func (n *Network) Detach(ctx context.Context, id string) error {
-	const op = "network.Detach"
-	if err := ctx.Err(); err != nil {
-		return sandbox.E(op, "", id, err)
-	}
-	a, unlock, err := n.locked(op, id)
-	if sandbox.Is(err, sandbox.NotFound) {
-		return nil
-	}
-	defer unlock()
-	b := a.block
-	a.flows.end()
-	if err := errors.Join(n.firewall.remove(b), n.links.remove(b)); err != nil {
-		return explain(op, id, err)
-	}
-	if err := forget(denied{from: b.address()}); err != nil {
-		n.log.Warn("connections of a removed sandbox linger in the connection table until they time out", "id", id, "err", err)
-	}
-	if err := n.records.remove(id); err != nil { // last: while it exists, the rest is found again
-		return explain(op, id, err)
-	}
-	a.gone = true
-	n.mu.Lock()
-	delete(n.byID, id)
-	delete(n.byAddr, b.address())
-	n.mu.Unlock()
-	return nil
-}
-
-// locked returns the attachment with its lock held, or a NotFound error.
-func (n *Network) locked(op, id string) (*attachment, func(), error) {
-	n.mu.RLock()
-	a := n.byID[id]
-	n.mu.RUnlock()
-	if a != nil {
-		a.mu.Lock()
-		if !a.gone {
-			return a, a.mu.Unlock, nil
-		}
-		a.mu.Unlock()
-	}
-	return nil, nil, sandbox.Errorf(op, sandbox.NotFound, id, "not attached")
-}
-
 // List returns every attachment in the order of the IDs, adopted ones included.
 func (n *Network) List() []Attachment {
 	n.mu.RLock()
@@ -456,64 +267,16 @@ func (n *Network) Close() error {
 		errs = append(errs, n.links.remove(<-n.ready))
 	}
 	if len(n.List()) == 0 {
-		errs = append(errs, n.firewall.uninstall(), n.links.removeServiceAddress(n.service.at.dns.Addr()))
+		errs = append(errs, n.uninstall())
 	}
 	return explain("network.Close", "", errors.Join(append(errs, n.lock.Close())...))
 }
 
-// prewarm keeps n.ready full until ctx ends.
-func (n *Network) prewarm(ctx context.Context) {
-	for ctx.Err() == nil {
-		b, err := n.links.create(n.mtu())
-		if err != nil {
-			n.log.Warn("cannot prepare a network link", "err", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(tendEvery):
-			}
-			continue
-		}
-		select {
-		case n.ready <- b:
-		case <-ctx.Done():
-			if err := n.links.remove(b); err != nil {
-				n.log.Warn("cannot remove a network link", "device", b.device(), "err", err)
-			}
-		}
+// uninstall removes what the node itself has in the kernel.
+func (n *Network) uninstall() error {
+	others, err := n.firewall.uninstall()
+	if err == nil && others == 0 {
+		err = restoreForwarding()
 	}
-}
-
-// tendForwarding follows the host when its routes or its own settings change.
-func (n *Network) tendForwarding() error {
-	before := n.firewall.closedDevices()
-	if _, _, err := n.forward.toward(anyInternet); err != nil {
-		return err
-	}
-	if now := n.forward.closed(); !slices.Equal(before, now) {
-		return n.firewall.setClosed(now)
-	}
-	return nil
-}
-
-// tend keeps the kernel as it should be, whatever other software does to it.
-func (n *Network) tend(ctx context.Context) {
-	tick := time.NewTicker(tendEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		repaired, err := n.firewall.repair()
-		if repaired {
-			n.log.Warn("the firewall table was gone and has been written again", "table", n.firewall.name())
-		}
-		if err == nil {
-			err = n.tendForwarding()
-		}
-		if err != nil {
-			n.log.Error("cannot keep the firewall in place", "err", err)
-		}
-	}
+	return errors.Join(err, n.links.removeServiceAddress(n.service.at.dns.Addr()))
 }

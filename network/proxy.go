@@ -91,7 +91,7 @@ func (s *service) dial(ctx context.Context, a *attachment, f *flow, name string,
 	}
 	err = errDenied
 	for _, addr := range prefer(found, wanted.Addr(), maxDialed) {
-		if !s.reachable(a, name, addr) {
+		if !reachable(a.rules.Load(), name, addr) {
 			continue
 		}
 		var d net.Dialer
@@ -104,7 +104,7 @@ func (s *service) dial(ctx context.Context, a *attachment, f *flow, name string,
 		a.flows.settle(f, name, addr)
 		// The policy may have changed meanwhile: either Update sees the settled
 		// flow, or this sees the new rules.
-		if !a.rules.Load().decide(name, addr) {
+		if !reachable(a.rules.Load(), name, addr) {
 			server.Close()
 			return nil, errDenied
 		}
@@ -113,15 +113,14 @@ func (s *service) dial(ctx context.Context, a *attachment, f *flow, name string,
 	return nil, err
 }
 
-// reachable reports whether name may lead a to addr. An address of the host
-// itself must be named as such, even when it is a public one.
-func (s *service) reachable(a *attachment, name string, addr netip.Addr) bool {
-	rules := a.rules.Load()
-	if !rules.decide(name, addr) {
+// reachable reports whether name may lead to addr. An address of the host itself
+// must be allowed as such, even when it is a public one.
+func reachable(r *rules, name string, addr netip.Addr) bool {
+	if !r.decide(name, addr) {
 		return false
 	}
 	local, err := isLocal(addr)
-	return err == nil && (!local || rules.decideHost(addr))
+	return err == nil && (!local || r.decideHost(addr))
 }
 
 // prefer puts the address that the client chose first, if it is one of the

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,7 +82,7 @@ func (s *service) accept(ctx context.Context, l *net.TCPListener, handle func(co
 	for {
 		conn, err := l.AcceptTCP()
 		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+			if !rest(ctx) {
 				return
 			}
 			continue
@@ -97,6 +98,17 @@ func (s *service) accept(ctx context.Context, l *net.TCPListener, handle func(co
 			defer func() { stop(); conn.Close(); a.flows.drop(f); <-s.slotsTCP }()
 			handle(ctx, a, f, conn)
 		})
+	}
+}
+
+// rest waits a moment after an error such as a lack of file descriptors. It
+// reports false once ctx has ended.
+func rest(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(10 * time.Millisecond):
+		return true
 	}
 }
 

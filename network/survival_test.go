@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -237,30 +238,60 @@ func TestFlushedFirewallIsWrittenAgain(t *testing.T) {
 	l := attach(t, n, "one", open)
 	c, err := nftables.New()
 	must(t, err)
-	c.FlushRuleset() // as the restart of a firewall service does
-	must(t, c.Flush())
-	for { // the watch has its own time; the test's time limit bounds this
-		repaired, err := n.firewall.repair()
-		must(t, err)
-		if !repaired {
-			break
-		}
+	for _, next := range []func() error{
+		func() error { _, err := n.firewall.repair(); return err },
+		func() error { _, err := n.Attach(t.Context(), "two", open); return err },
+		func() error { return n.Update(t.Context(), "two", sandbox.NetworkPolicy{}) },
+		func() error { return n.Detach(t.Context(), "two") },
+	} {
+		c.FlushRuleset() // as the restart of a firewall service does
+		must(t, c.Flush())
+		must(t, next())
+		reaches(t, l.NetNS, siteA+":"+port, "internet")
+		refused(t, l.NetNS, privateAddr+":"+port)
 	}
-	reaches(t, l.NetNS, siteA+":"+port, "internet")
-	refused(t, l.NetNS, privateAddr+":"+port)
 }
 
-func TestHostThatForwardsByItselfIsNotNarrowed(t *testing.T) {
+func TestForwardingIsOpenedAsFarAsNeededOnly(t *testing.T) {
 	newWorld(t)
-	n := openNetwork(t, "a", nil)
-	if got := n.forward.closed(); len(got) != 1 || got[0] != "wan0" {
-		t.Errorf("closed devices: %v", got)
+	cfg := Config{Dir: t.TempDir(), Prefix: "a"}
+	n, err := Open(cfg)
+	must(t, err)
+	other, err := Open(Config{Dir: t.TempDir(), Prefix: "b"})
+	must(t, err)
+	l := attach(t, n, "one", open)
+	check := func(what string, closed ...string) {
+		t.Helper()
+		must(t, n.tendForwarding())
+		if on, err := forwards("wan0"); err != nil || !on {
+			t.Errorf("%s: the outward device forwards: %v, %v", what, on, err)
+		}
+		if !slices.Equal(n.firewall.closed, closed) {
+			t.Errorf("%s: closed devices: %v", what, n.firewall.closed)
+		}
 	}
-	must(t, setSysctl("ipv4/ip_forward", "1"))
-	defer func() { must(t, setSysctl("ipv4/ip_forward", "0")) }()
-	must(t, n.tendForwarding())
-	if got := n.firewall.closedDevices(); len(got) != 0 {
-		t.Errorf("closed devices: %v", got)
+	check("at first", "wan0")
+	if on, err := forwards("all"); err != nil || on {
+		t.Errorf("the host was made a router: %v, %v", on, err)
+	}
+	must(t, setSysctl("ipv4/ip_forward", "1")) // by its owner
+	check("a router")
+	must(t, setSysctl("ipv4/ip_forward", "0")) // switches every device off
+	check("no router any more", "wan0")
+	if on, err := forwards(block(l.Address.Masked()).device()); err != nil || !on {
+		t.Errorf("the sandbox is cut off: %v, %v", on, err)
+	}
+	must(t, n.Detach(t.Context(), "one"))
+	must(t, n.Close())
+	if on, err := forwards("wan0"); err != nil || !on {
+		t.Errorf("the other node is cut off: %v, %v", on, err)
+	}
+	must(t, other.Close())
+	if on, err := forwards("wan0"); err != nil || on {
+		t.Errorf("afterwards the outward device forwards: %v, %v", on, err)
+	}
+	if again, err := Open(cfg); err != nil || again.Close() != nil {
+		t.Error(err)
 	}
 }
 

@@ -71,8 +71,8 @@ func prepareHost() error {
 	}
 	return errors.Join(
 		unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
+		unix.Mount("tmpfs", "/run", "tmpfs", 0, ""),
 		os.MkdirAll(netnsDir, 0o755),
-		unix.Mount("tmpfs", netnsDir, "tmpfs", 0, ""),
 		netlink.LinkSetUp(lo))
 }
 
