@@ -28,7 +28,7 @@ func (n *Node) find(op, ref string) (*entry, error) {
 	var found []*entry
 	if len(ref) >= minPrefix {
 		for id, e := range n.entries {
-			if strings.HasPrefix(id, ref) && e.rec.Pooled == "" {
+			if strings.HasPrefix(id, ref) && !e.rec.hidden() {
 				found = append(found, e)
 			}
 		}
@@ -101,7 +101,7 @@ func (n *Node) records(keep func(Sandbox) bool) []Sandbox {
 }
 
 func (f Filter) match(r Sandbox) bool {
-	if r.Pooled != "" || !f.All && r.State == sandbox.Terminated {
+	if r.hidden() || !f.All && r.State == sandbox.Terminated {
 		return false
 	}
 	if f.Team != "" && r.Team != f.Team || f.Template != "" && r.Template != f.Template {

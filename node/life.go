@@ -49,7 +49,7 @@ func (n *Node) end(e *entry, reason string) error {
 	n.mu.Unlock()
 	ended := time.Now().UTC()
 	rec.State, rec.EndedAt, rec.Suspended, rec.Spec.Link = sandbox.Terminated, &ended, "", nil
-	if rec.Lifecycle.Remove || rec.Pooled != "" {
+	if rec.Lifecycle.Remove || rec.hidden() {
 		if err := n.store.delete(ctx, kindSandbox, rec.ID); err != nil {
 			return err
 		}

@@ -147,7 +147,7 @@ func (n *Node) gone(ctx context.Context, rec Sandbox) (reason string, lost bool)
 // pooled one is simply removed. e.op is held.
 func (n *Node) lose(ctx context.Context, e *entry, reason string) error {
 	rec := n.record(e)
-	if rec.Pooled != "" {
+	if rec.hidden() {
 		nudge(n.poolKick)
 		return n.end(e, reason)
 	}
@@ -224,7 +224,7 @@ func (n *Node) sampleLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		running := n.records(func(r Sandbox) bool { return r.State == sandbox.Running && r.Pooled == "" })
+		running := n.records(func(r Sandbox) bool { return r.State == sandbox.Running && !r.hidden() })
 		_ = each(running, func(r Sandbox) error {
 			s, err := n.stats(ctx, "node.sample", r)
 			if err != nil {
@@ -263,8 +263,17 @@ func (n *Node) forgetEnded(ctx context.Context, age time.Duration, dropped func(
 	}
 }
 
+// sweepInternal removes the sandboxes of builds that a former process ran.
+func (n *Node) sweepInternal() {
+	for _, r := range n.records(func(r Sandbox) bool { return r.Internal }) {
+		if err := n.Remove(context.Background(), r.ID); err != nil {
+			n.log.Error("removing a former build's sandbox", "sandbox", r.ID, "error", err)
+		}
+	}
+}
+
 // sweepNetwork removes attachments that belong to no sandbox that lives.
-func (n *Node) sweepNetwork(ctx context.Context) {
+func (n *Node) sweepNetwork() {
 	if n.cfg.Network == nil {
 		return
 	}

@@ -125,7 +125,8 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n.reconcile(ctx)
-	n.sweepNetwork(ctx)
+	n.sweepInternal()
+	n.sweepNetwork()
 	n.sweepSnapshots()
 
 	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -312,7 +313,7 @@ func (n *Node) Info() Info {
 	defer n.mu.RUnlock()
 	i := Info{Version: n.cfg.Version, Dir: n.cfg.Dir, CPUs: runtime.NumCPU(), LastEvent: n.hub.last()}
 	for _, e := range n.entries {
-		if live(e.rec.State) && e.rec.Pooled == "" {
+		if live(e.rec.State) && !e.rec.hidden() {
 			i.Sandboxes++
 		}
 	}

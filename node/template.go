@@ -74,15 +74,12 @@ func (n *Node) resolve(ctx context.Context, name string) (origin, error) {
 		t, err = n.EnsureBase(ctx, nil)
 	}
 	if err == nil {
-		return n.fromTemplate(ctx, t, name)
+		return n.fromTemplate(t, name)
 	}
 	if !sandbox.Is(err, sandbox.NotFound) {
 		return origin{}, err
 	}
-	img, err := n.cfg.Images.Get(name)
-	if sandbox.Is(err, sandbox.NotFound) {
-		img, err = n.cfg.Images.Pull(ctx, name, image.RegistryOptions{})
-	}
+	img, err := n.pulled(ctx, name, image.RegistryOptions{})
 	if err != nil {
 		return origin{}, err
 	}
@@ -107,11 +104,10 @@ func envMap(lines []string) map[string]string {
 	return out
 }
 
-func (n *Node) fromTemplate(ctx context.Context, t Template, ref string) (origin, error) {
-	_, tag, _ := strings.Cut(ref, ":")
-	b := t.ready(tag)
-	if b.ID == "" {
-		return origin{}, sandbox.Errorf("node.resolve", sandbox.Conflict, ref, "the template has no finished build")
+func (n *Node) fromTemplate(t Template, ref string) (origin, error) {
+	b, err := t.pick(ref)
+	if err != nil {
+		return origin{}, err
 	}
 	img, err := n.cfg.Images.Get(b.Image)
 	if err != nil {
@@ -120,6 +116,15 @@ func (n *Node) fromTemplate(ctx context.Context, t Template, ref string) (origin
 	from := fromImage(img)
 	from.template, from.build, from.resources = &t, b, b.Resources
 	return from, nil
+}
+
+// pick returns the finished build that a reference "name" or "name:tag" means.
+func (t Template) pick(ref string) (Build, error) {
+	_, tag, _ := strings.Cut(ref, ":")
+	if b := t.ready(tag); b.ID != "" {
+		return b, nil
+	}
+	return Build{}, sandbox.Errorf("node.resolve", sandbox.Conflict, ref, "the template has no finished build").WithHint("see how its builds went: `atoll template inspect " + t.ID + "`")
 }
 
 // ready returns the finished build that a tag means: by tag, by build ID, or

@@ -51,7 +51,13 @@ type Sandbox struct {
 	// Pooled is the template for which this sandbox waits to be claimed; such
 	// sandboxes are never listed. Empty for one that belongs to somebody.
 	Pooled string `json:"pooled,omitempty"`
+	// Internal marks a sandbox that the node made for a build of its own. It is
+	// never listed and does not outlive the node's process.
+	Internal bool `json:"internal,omitempty"`
 }
+
+// hidden reports whether the sandbox belongs to nobody but the node.
+func (s Sandbox) hidden() bool { return s.Pooled != "" || s.Internal }
 
 // Lifecycle says what happens by itself.
 type Lifecycle struct {
