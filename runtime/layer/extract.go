@@ -199,7 +199,7 @@ func (x *extractor) whiteout(dir, base string) error {
 	if name == "" || name == "." || name == ".." {
 		return malformed("whiteout %q", base)
 	}
-	return x.mknod(path.Join(dir, name), unix.S_IFCHR)
+	return x.mknod(path.Join(dir, name), unix.S_IFCHR) // its owner does not matter
 }
 
 // mknod makes a pipe or a character device 0:0.
@@ -225,6 +225,9 @@ func (x *extractor) attributes(h *tar.Header) error {
 }
 
 func (x *extractor) own(h *tar.Header) error {
+	if x.o.Owner != nil {
+		return x.root.Lchown(h.Name, x.o.Owner.UID, x.o.Owner.GID)
+	}
 	if !x.chown {
 		return nil
 	}

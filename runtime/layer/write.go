@@ -42,7 +42,12 @@ type Options struct {
 	Skip func(rel string) bool
 	// MaxBytes bounds the sum of file sizes, holes included; 0: no bound.
 	MaxBytes int64
+	// Owner gets all that is laid out; nil: whom the archive names, if we are root.
+	Owner *Owner
 }
+
+// Owner is a user and a group.
+type Owner struct{ UID, GID int }
 
 // opaqueXattr is the attribute of an overlay's directory that hides what is below.
 func (o Options) opaqueXattr() string {
@@ -58,13 +63,27 @@ var ErrTooBig = errors.New("the files are bigger than allowed")
 // Write writes the tree under dir as a tar stream. Directories come before what
 // is in them; sockets and devices are left out.
 func Write(ctx context.Context, w io.Writer, dir string, o Options) error {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return err
-	}
-	tw := &writer{ctx: ctx, tar: tar.NewWriter(w), o: o, links: map[inode]string{}}
-	if err := tw.tree(root, "", 0); err != nil {
-		return err
+	return WriteTrees(ctx, w, Tree{dir, o})
+}
+
+// Tree is a directory to write and what it is.
+type Tree struct {
+	Dir string
+	Options
+}
+
+// WriteTrees writes several trees, one after the other, as one tar stream.
+func WriteTrees(ctx context.Context, w io.Writer, trees ...Tree) error {
+	tw := &writer{ctx: ctx, tar: tar.NewWriter(w), links: map[inode]string{}}
+	for _, t := range trees {
+		root, err := os.OpenRoot(t.Dir)
+		if err != nil {
+			return err
+		}
+		tw.o, tw.bytes = t.Options, 0
+		if err := tw.tree(root, "", 0); err != nil {
+			return err
+		}
 	}
 	return tw.tar.Close()
 }

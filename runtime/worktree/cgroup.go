@@ -1,0 +1,277 @@
+package worktree
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// cgroupRoot is where control groups are mounted.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// v1Controllers are those that limit and measure sandboxes on hosts with the
+// first version of control groups, each in a hierarchy of its own.
+var v1Controllers = []string{"cpu", "cpuacct", "memory", "pids", "freezer"}
+
+// cgroups is the place of one runtime's groups. All of a sandbox's groups lie at
+// <hierarchy>/<prefix>/<id>.
+type cgroups struct {
+	prefix string
+	v2     bool
+}
+
+// openCgroups makes the place, or says why this host or user cannot have one.
+func openCgroups(prefix string) (*cgroups, error) {
+	c := &cgroups{prefix: prefix}
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		c.v2 = true
+	}
+	for _, dir := range c.hierarchies() {
+		if !c.v2 && !mountPoint(dir) {
+			return nil, fmt.Errorf("the control group hierarchy %s is not mounted", dir)
+		}
+		if c.v2 {
+			// Whoever came first has enabled them already; then this changes nothing.
+			enable(dir)
+		}
+		if err := os.Mkdir(filepath.Join(dir, prefix), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
+		if c.v2 {
+			enable(filepath.Join(dir, prefix))
+			have, err := os.ReadFile(filepath.Join(dir, prefix, "cgroup.subtree_control"))
+			for _, want := range []string{"cpu", "memory", "pids"} {
+				if err != nil || !strings.Contains(" "+strings.TrimSpace(string(have))+" ", " "+want+" ") {
+					return nil, fmt.Errorf("the controller %s is not available (%v)", want, err)
+				}
+			}
+		}
+	}
+	return c, nil
+}
+
+func enable(dir string) {
+	for _, name := range []string{"+cpu", "+memory", "+pids"} {
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(name), 0)
+	}
+}
+
+func mountPoint(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Stat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+}
+
+func (c *cgroups) hierarchies() []string {
+	if c.v2 {
+		return []string{cgroupRoot}
+	}
+	var dirs []string
+	for _, name := range v1Controllers {
+		dirs = append(dirs, filepath.Join(cgroupRoot, name))
+	}
+	return dirs
+}
+
+// path is a file of a sandbox's group; controller matters in version 1 only.
+func (c *cgroups) path(id, controller, file string) string {
+	if c.v2 {
+		return filepath.Join(cgroupRoot, c.prefix, id, file)
+	}
+	return filepath.Join(cgroupRoot, controller, c.prefix, id, file)
+}
+
+// cpuPeriod is the time over which a CPU quota is given, in microseconds.
+const cpuPeriod = 100_000
+
+// create makes the groups of a sandbox with its limits.
+func (c *cgroups) create(id string, res sandbox.Resources) error {
+	for _, dir := range c.hierarchies() {
+		if err := os.Mkdir(filepath.Join(dir, c.prefix, id), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	type setting struct {
+		controller, v1, v2 string
+		value1, value2     string
+		optional           bool
+	}
+	pids := strconv.Itoa(res.Pids)
+	settings := []setting{{"pids", "pids.max", "pids.max", pids, pids, false}}
+	if res.Memory > 0 {
+		limit := strconv.FormatInt(res.Memory, 10)
+		settings = append(settings,
+			setting{"memory", "memory.limit_in_bytes", "memory.max", limit, limit, false},
+			// No way around the limit by swapping, where the kernel accounts swap.
+			setting{"memory", "memory.memsw.limit_in_bytes", "memory.swap.max", limit, "0", true})
+	}
+	if res.CPUs > 0 {
+		// The kernel takes no quota below 1 ms.
+		quota := strconv.FormatInt(max(1000, int64(res.CPUs*cpuPeriod)), 10)
+		settings = append(settings,
+			setting{"cpu", "cpu.cfs_quota_us", "cpu.max", quota, fmt.Sprintf("%s %d", quota, cpuPeriod), false})
+	}
+	for _, s := range settings {
+		file, value := s.v1, s.value1
+		if c.v2 {
+			file, value = s.v2, s.value2
+		}
+		if err := os.WriteFile(c.path(id, s.controller, file), []byte(value), 0); err != nil && !s.optional {
+			return err
+		}
+	}
+	return nil
+}
+
+// add puts a process, and all that it will start, into the groups.
+func (c *cgroups) add(id string, pid int) error {
+	for _, dir := range c.hierarchies() {
+		if err := os.WriteFile(filepath.Join(dir, c.prefix, id, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freeze stops or continues every process, and returns when it is so.
+func (c *cgroups) freeze(ctx context.Context, id string, frozen bool) error {
+	file, value, want := "freezer.state", "THAWED", "THAWED"
+	if frozen {
+		value, want = "FROZEN", "FROZEN"
+	}
+	check := file
+	if c.v2 {
+		file, value, check, want = "cgroup.freeze", "0", "cgroup.events", "frozen 0"
+		if frozen {
+			value, want = "1", "frozen 1"
+		}
+	}
+	for {
+		// In version 1 a process forked at the wrong moment needs a second call.
+		if err := os.WriteFile(c.path(id, "freezer", file), []byte(value), 0); err != nil {
+			return err
+		}
+		text, err := os.ReadFile(c.path(id, "freezer", check))
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(text), want) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// usage reads what a sandbox uses.
+func (c *cgroups) usage(id string) (s sandbox.Stats) {
+	if c.v2 {
+		s.CPU = time.Duration(c.field(id, "cpu", "cpu.stat", "usage_usec")) * time.Microsecond
+		s.Memory = c.number(id, "memory", "memory.current") - c.field(id, "memory", "memory.stat", "inactive_file")
+	} else {
+		s.CPU = time.Duration(c.number(id, "cpuacct", "cpuacct.usage"))
+		s.Memory = c.number(id, "memory", "memory.usage_in_bytes") - c.field(id, "memory", "memory.stat", "total_inactive_file")
+	}
+	s.Memory = max(s.Memory, 0)
+	s.Pids = int(c.number(id, "pids", "pids.current"))
+	return s
+}
+
+// oomKills counts the processes that died for want of memory.
+func (c *cgroups) oomKills(id string) int64 {
+	file := "memory.oom_control"
+	if c.v2 {
+		file = "memory.events"
+	}
+	return c.field(id, "memory", file, "oom_kill")
+}
+
+// number reads a file that holds one number; 0 when there is none.
+func (c *cgroups) number(id, controller, file string) int64 {
+	text, err := os.ReadFile(c.path(id, controller, file))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	return n
+}
+
+// field reads one line "name number" of a file; 0 when there is none.
+func (c *cgroups) field(id, controller, file, name string) int64 {
+	text, err := os.ReadFile(c.path(id, controller, file))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, name+" "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(rest), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// kill ends every process of a sandbox, also of one that is frozen.
+func (c *cgroups) kill(id string) {
+	for range 1000 { // bounds the race with a fork bomb; its PIDs are limited
+		text, _ := os.ReadFile(c.path(id, "pids", "cgroup.procs"))
+		pids := strings.Fields(string(text))
+		if len(pids) == 0 {
+			return
+		}
+		for _, field := range pids {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 1 {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		// A frozen process dies when it thaws.
+		if c.v2 {
+			_ = os.WriteFile(c.path(id, "freezer", "cgroup.freeze"), []byte("0"), 0)
+		} else {
+			_ = os.WriteFile(c.path(id, "freezer", "freezer.state"), []byte("THAWED"), 0)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// remove removes the groups of a sandbox whose processes were killed. The
+// kernel takes a moment to let go of them.
+func (c *cgroups) remove(id string) error {
+	for _, dir := range c.hierarchies() {
+		group := filepath.Join(dir, c.prefix, id)
+		for i := 0; ; i++ {
+			err := os.Remove(group)
+			if err == nil || errors.Is(err, os.ErrNotExist) {
+				break
+			}
+			if i == 2000 {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// list returns the IDs that have groups.
+func (c *cgroups) list() []string {
+	entries, _ := os.ReadDir(filepath.Join(c.hierarchies()[0], c.prefix))
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids
+}
