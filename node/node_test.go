@@ -7,14 +7,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"net"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-containerregistry/pkg/registry"
 	_ "modernc.org/sqlite" // the driver
 
 	"github.com/atoll-run/atoll/guest"
@@ -159,12 +162,14 @@ func TestALifeFromCreateToRemove(t *testing.T) {
 func TestBadRequests(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	h.create(CreateRequest{Name: "taken"})
+	reg := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	defer reg.Close()
 	for name, tc := range map[string]struct {
 		req  CreateRequest
 		kind sandbox.Kind
 	}{
 		"no image":          {CreateRequest{}, sandbox.Invalid},
-		"unknown image":     {CreateRequest{Image: "no/such:image"}, sandbox.NotFound},
+		"unknown image":     {CreateRequest{Image: strings.TrimPrefix(reg.URL, "http://") + "/no/such:image"}, sandbox.NotFound},
 		"not a repository":  {CreateRequest{Image: t.TempDir()}, sandbox.Invalid},
 		"name in use":       {CreateRequest{Image: HostImage, Name: "taken"}, sandbox.Exists},
 		"bad name":          {CreateRequest{Image: HostImage, Name: "../x"}, sandbox.Invalid},
