@@ -287,9 +287,10 @@ func TestAFullDiskIsSaidSo(t *testing.T) {
 }
 
 func TestWhatTheReaderOfAnUploadSaysEndsIt(t *testing.T) {
+	dir := t.TempDir() // outlives the agent, which may still be about to write
 	a := guesttest.Start(t)
 	broken := errors.New("source broke")
-	err := a.WriteFile(t.Context(), t.TempDir()+"/f", io.MultiReader(strings.NewReader("half"), errReader{broken}))
+	err := a.WriteFile(t.Context(), dir+"/f", io.MultiReader(strings.NewReader("half"), errReader{broken}))
 	if !errors.Is(err, broken) {
 		t.Fatalf("got %v", err)
 	}

@@ -298,11 +298,12 @@ func TestKillingAProcessKillsItsGroupAndItsJobs(t *testing.T) {
 		if err := p.Signal(t.Context(), syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
+		// Whoever is told of the kill finds the process gone.
+		wantKind(t, a.Signal(t.Context(), p.PID, syscall.SIGKILL), sandbox.NotFound)
 		result, err := p.Wait(nil, nil)
 		if err != nil || result.Signal != syscall.SIGKILL || result.Message != "signal: killed" {
 			t.Fatalf("got %+v %v", result, err)
 		}
-		wantKind(t, a.Signal(t.Context(), p.PID, syscall.SIGKILL), sandbox.NotFound)
 	}
 	eventually(t, "the children die", func() bool { return !alive(child) && !alive(job) })
 }

@@ -189,3 +189,19 @@ func (a account) own(path string) error {
 	}
 	return os.Lchown(path, a.uid, a.gid)
 }
+
+// ownFile gives an open file to the account, where we can. A file that it owns
+// already is left alone, since watchers would hear of a change.
+func (a account) ownFile(f *os.File) error {
+	if !canSwitch() {
+		return nil
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && int(st.Uid) == a.uid && int(st.Gid) == a.gid {
+		return nil
+	}
+	return f.Chown(a.uid, a.gid)
+}

@@ -3,6 +3,7 @@ package server
 import (
 	"archive/tar"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -195,7 +196,7 @@ func (s *Server) unpack(w http.ResponseWriter, r *http.Request) {
 	}
 	defer dir.Close()
 	u := unpacker{root: dir, acct: acct, chown: canSwitch(), buf: make([]byte, copyBuffer)}
-	if err := u.all(tar.NewReader(in)); err != nil {
+	if err := u.all(r.Context(), tar.NewReader(in)); err != nil {
 		code := http.StatusBadRequest
 		if isNoSpace(err) {
 			code = http.StatusInsufficientStorage
@@ -226,7 +227,10 @@ type dirTime struct {
 // have the time of extraction.
 const maxDirTimes = 100_000
 
-func (u *unpacker) all(in *tar.Reader) error {
+func (u *unpacker) all(ctx context.Context, in *tar.Reader) error {
+	// A sparse file of a few bytes can stand for endless zeros: stop writing
+	// them when nobody waits any more.
+	content := whileWanted{ctx, in}
 	for {
 		h, err := in.Next()
 		if err == io.EOF {
@@ -235,7 +239,7 @@ func (u *unpacker) all(in *tar.Reader) error {
 		if err != nil {
 			return fmt.Errorf("tar: %w", err)
 		}
-		if err := u.entry(h, in); err != nil {
+		if err := u.entry(h, content); err != nil {
 			return fmt.Errorf("tar entry %q: %w", h.Name, err)
 		}
 	}
@@ -244,6 +248,19 @@ func (u *unpacker) all(in *tar.Reader) error {
 		_ = u.root.Chtimes(u.dirs[i].name, u.dirs[i].mtime, u.dirs[i].mtime)
 	}
 	return nil
+}
+
+// whileWanted reads until the caller of a request is gone.
+type whileWanted struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (w whileWanted) Read(b []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return w.Reader.Read(b)
 }
 
 func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
@@ -342,7 +359,7 @@ func (u *unpacker) file(name string, mode fs.FileMode, mtime time.Time, content 
 		return err
 	}
 	if u.chown {
-		if err := f.Chown(u.acct.uid, u.acct.gid); err != nil {
+		if err := u.acct.ownFile(f); err != nil {
 			return err
 		}
 	}

@@ -279,10 +279,8 @@ func (u *uploader) store(path string, content io.Reader) error {
 		return err
 	}
 	defer f.Close()
-	if canSwitch() {
-		if err := f.Chown(u.acct.uid, u.acct.gid); err != nil {
-			return err
-		}
+	if err := u.acct.ownFile(f); err != nil {
+		return err
 	}
 	// A plain buffer: ReadFrom would try splice first, which some kernels lack.
 	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, content, make([]byte, copyBuffer)); err != nil {

@@ -3,11 +3,13 @@ package server
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // FuzzUnpack extracts whatever comes: nothing may appear or change outside.
@@ -52,7 +54,9 @@ func FuzzUnpack(f *testing.F) {
 		}
 		defer root.Close()
 		u := unpacker{root: root, buf: make([]byte, 4096)}
-		_ = u.all(tar.NewReader(bytes.NewReader(data)))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = u.all(ctx, tar.NewReader(bytes.NewReader(data)))
 		got, err := os.ReadFile(outside + "/secret")
 		if err != nil || string(got) != "keep" {
 			t.Fatalf("outside changed: %q %v", got, err)

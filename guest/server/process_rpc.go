@@ -168,7 +168,10 @@ func preconditionError(err error) error {
 	return connect.NewError(connect.CodeFailedPrecondition, err)
 }
 
-func (ps processService) SendSignal(_ context.Context, req *processpb.SendSignalRequest) (*processpb.SendSignalResponse, error) {
+// killWait bounds the wait for the end of a killed process.
+const killWait = time.Second
+
+func (ps processService) SendSignal(ctx context.Context, req *processpb.SendSignalRequest) (*processpb.SendSignalResponse, error) {
 	p, err := ps.find(req.GetProcess())
 	if err != nil {
 		return nil, err
@@ -185,6 +188,15 @@ func (ps processService) SendSignal(_ context.Context, req *processpb.SendSignal
 		return nil, errNoProcess
 	case err != nil:
 		return nil, connect.NewError(connect.CodePermissionDenied, err)
+	}
+	if sig == syscall.SIGKILL {
+		// So that the process is gone when its killer hears of it, unless the
+		// kernel takes very long to let go of it.
+		select {
+		case <-p.child.done:
+		case <-time.After(killWait):
+		case <-ctx.Done():
+		}
 	}
 	return &processpb.SendSignalResponse{}, nil
 }
