@@ -198,9 +198,8 @@ func (s *sentry) awaitGuest(ctx context.Context) error {
 	}
 }
 
-// Dial opens a connection to a TCP port on the sandbox's loopback. The connection
-// has no half-close: when one side ends its stream, both directions end after
-// the bytes already written.
+// Dial opens a connection to a TCP port on the sandbox's loopback. It is a
+// *net.UnixConn: each direction can be closed by itself.
 func (r *Runtime) Dial(ctx context.Context, id string, port int) (net.Conn, error) {
 	const op = "gvisor.Dial"
 	b, err := r.box(op, id)
@@ -225,8 +224,7 @@ func (r *Runtime) Dial(ctx context.Context, id string, port int) (net.Conn, erro
 	return conn, nil
 }
 
-// dialTimeout bounds one dial. The sentry answers no other control call while it
-// connects, so a guest whose port swallows connections must not hold it for long.
+// dialTimeout bounds one dial, also when the sentry does not answer at all.
 const dialTimeout = 10 * time.Second
 
 func (s *sentry) dial(ctx context.Context, port int) (net.Conn, error) {
@@ -238,7 +236,10 @@ func (s *sentry) dial(ctx context.Context, port int) (net.Conn, error) {
 	}
 	defer ours.Close() // FileConn takes a descriptor of its own
 	defer theirs.Close()
-	if err := s.forward(ctx, port, theirs); err != nil {
+	if err := unix.SetNonblock(int(theirs.Fd()), true); err != nil {
+		return nil, err
+	}
+	if err := s.connect(ctx, port, theirs); err != nil {
 		return nil, fmt.Errorf("connect to port %d: %w", port, err)
 	}
 	return net.FileConn(ours)

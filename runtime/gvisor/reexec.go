@@ -31,7 +31,7 @@ func Main() {
 		useCompiledFilter()
 	}
 	cli.Run(nil, map[util.SubCommand]string{
-		new(sentrycmd.Boot):   "",
+		new(bootCommand):      "",
 		new(sentrycmd.Umount): "",
 		new(cmd.Gofer):        "",
 	}, nil)

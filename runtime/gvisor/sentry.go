@@ -157,7 +157,7 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 	cmd := exec.Command(r.cfg.Executable)
 	cmd.Args = append([]string{argSentry}, r.flags(s.dir)...)
 	d.before(cmd, "panic-log-fd")
-	cmd.Args = append(cmd.Args, "boot", "--bundle="+s.dir, "--setup-root", "--apply-caps",
+	cmd.Args = append(cmd.Args, "boot", "--bundle="+s.dir,
 		"--gofer-mount-confs="+l.confs.String(),
 		"--cpu-num="+strconv.Itoa(cpus(res.CPUs)),
 		"--total-memory="+strconv.FormatInt(res.Memory, 10),
@@ -338,12 +338,10 @@ func (s *sentry) restore(ctx context.Context, link *sandbox.Link, dir string) er
 	return call(ctx, s.dir, boot.ContMgrRestore, &opts, nil)
 }
 
-// forward connects the sentry's end of a socket pair to a port of the sandbox.
-func (s *sentry) forward(ctx context.Context, port int, end *os.File) error {
-	return call(ctx, s.dir, boot.ContMgrPortForward, &boot.PortForwardOpts{
-		FilePayload: urpc.FilePayload{Files: []*os.File{end}},
-		ContainerID: containerID,
-		Port:        uint16(port),
+// connect joins the sentry's end of a socket pair with a port of the sandbox.
+func (s *sentry) connect(ctx context.Context, port int, end *os.File) error {
+	return call(ctx, s.dir, callConnect, &ConnectArgs{
+		FilePayload: urpc.FilePayload{Files: []*os.File{end}}, Port: uint16(port),
 	}, nil)
 }
 

@@ -15,7 +15,6 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
 	"gvisor.dev/gvisor/pkg/state/statefile"
-	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -108,8 +107,7 @@ func (s *sentry) save(ctx context.Context, b *box, images, dir string, paused bo
 		}
 		opts.FilePayload.Files = append(opts.FilePayload.Files, f)
 	}
-	_ = paused
-	if err := call(ctx, s.dir, boot.ContMgrCheckpoint, &opts, nil); err != nil {
+	if err := call(ctx, s.dir, callSave, &opts, nil); err != nil {
 		return fmt.Errorf("save the sentry's state: %w", fullDisk(dir, err))
 	}
 	for _, f := range opts.FilePayload.Files {

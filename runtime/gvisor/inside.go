@@ -1,0 +1,123 @@
+package gvisor
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"reflect"
+
+	"gvisor.dev/gvisor/pkg/abi/linux"
+	"gvisor.dev/gvisor/pkg/control/server"
+	"gvisor.dev/gvisor/pkg/fspath"
+	"gvisor.dev/gvisor/pkg/sentry/control"
+	"gvisor.dev/gvisor/pkg/sentry/kernel"
+	"gvisor.dev/gvisor/pkg/sentry/socket/netstack"
+	"gvisor.dev/gvisor/pkg/sentry/vfs"
+	"gvisor.dev/gvisor/pkg/urpc"
+	"gvisor.dev/gvisor/pkg/usermem"
+	"gvisor.dev/gvisor/runsc/boot"
+)
+
+// Inside is the control calls that we add to gVisor's own. It lives in the
+// sentry; its methods are called over the control socket. gVisor has calls like
+// Connect and Checkpoint, but its connections lose bytes when the guest reads
+// slowly, know no half-close, and make a checkpoint fail while they are open.
+type Inside struct {
+	kernel     *kernel.Kernel
+	checkpoint func(*control.SaveOpts) error
+	forwards   forwards
+}
+
+// The names of the calls.
+const (
+	callConnect   = "Inside.Connect"
+	callSave      = "Inside.Save"
+	callWriteFile = "Inside.WriteFile"
+)
+
+// serveInside registers the calls once the guest runs. Connections that a
+// snapshot was taken with have lost their other end; it ends them.
+func serveInside(l *boot.Loader) error {
+	// gVisor does not export its server, so a change of these names must show at
+	// once: every sandbox fails to start.
+	loader := reflect.ValueOf(l).Elem()
+	k, ctrl := loader.FieldByName("k"), loader.FieldByName("ctrl")
+	if !k.IsValid() || !ctrl.IsValid() {
+		return errors.New("this version of gVisor keeps its kernel or controller elsewhere")
+	}
+	srv, manager := ctrl.Elem().FieldByName("srv"), ctrl.Elem().FieldByName("manager")
+	if !srv.IsValid() || !manager.IsValid() {
+		return errors.New("this version of gVisor keeps its control server elsewhere")
+	}
+	checkpoint := reflect.NewAt(manager.Type().Elem(), manager.UnsafePointer()).MethodByName("Checkpoint")
+	in := &Inside{
+		kernel: (*kernel.Kernel)(k.UnsafePointer()),
+		checkpoint: func(o *control.SaveOpts) error {
+			out := checkpoint.Call([]reflect.Value{reflect.ValueOf(o), reflect.ValueOf(new(struct{}))})
+			err, _ := out[0].Interface().(error)
+			return err
+		},
+	}
+	stack, ok := in.kernel.RootNetworkNamespace().Stack().(*netstack.Stack)
+	if !ok {
+		return errors.New("the sandbox does not use gVisor's network stack")
+	}
+	in.forwards.init(stack.Stack)
+	(*server.Server)(srv.UnsafePointer()).Register(in)
+	return nil
+}
+
+// ConnectArgs asks for a connection of a socket to a port of the sandbox.
+type ConnectArgs struct {
+	urpc.FilePayload // the sentry's end of a pair of non-blocking stream sockets
+	Port             uint16
+}
+
+// Connect joins a socket with a TCP port on the sandbox's loopback.
+func (in *Inside) Connect(args *ConnectArgs, _ *struct{}) error {
+	if len(args.Files) != 1 {
+		return errors.New("want one socket")
+	}
+	return in.forwards.connect(args.Files[0], args.Port)
+}
+
+// Save checkpoints the sandbox. Connections stand still meanwhile, for what
+// waits on them cannot be saved, and go on afterwards.
+func (in *Inside) Save(args *control.SaveOpts, _ *struct{}) error {
+	resume := in.forwards.suspend()
+	defer resume()
+	return in.checkpoint(args)
+}
+
+// WriteFileArgs asks for a file of the sandbox to be replaced.
+type WriteFileArgs struct {
+	Path string // absolute
+	Data []byte
+}
+
+// WriteFile replaces the content of a file that exists in the sandbox's root.
+func (in *Inside) WriteFile(args *WriteFileArgs, _ *struct{}) error {
+	ctx := in.kernel.SupervisorContext()
+	leader := in.kernel.GlobalInit().Leader()
+	if leader == nil {
+		return errors.New("the sandbox has ended")
+	}
+	mounts := leader.MountNamespace()
+	root := mounts.Root(ctx)
+	defer root.DecRef(ctx)
+	file, err := in.kernel.VFS().OpenAt(ctx, leader.Credentials(), &vfs.PathOperation{
+		Root: root, Start: root, Path: fspath.Parse(path.Clean("/" + args.Path)),
+	}, &vfs.OpenOptions{Flags: linux.O_WRONLY | linux.O_TRUNC})
+	if err != nil {
+		return fmt.Errorf("open %s: %w", args.Path, err)
+	}
+	defer file.DecRef(ctx)
+	for data := args.Data; len(data) > 0; {
+		n, err := file.Write(ctx, usermem.BytesIOSequence(data), vfs.WriteOptions{})
+		if err != nil {
+			return fmt.Errorf("write %s: %w", args.Path, err)
+		}
+		data = data[n:]
+	}
+	return nil
+}
