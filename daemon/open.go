@@ -17,6 +17,7 @@ import (
 	"github.com/atoll-run/atoll/network"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/runtime/gvisor"
+	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
 	"github.com/atoll-run/atoll/tenant"
@@ -27,7 +28,7 @@ type Config struct {
 	Home     Home
 	Guest    string   // path of the guest agent, see the command that embeds it
 	Runtimes []string // in order of preference; empty: all that this host can run
-	Prewarm  int      // kernels that gvisor boots ahead of need
+	Prewarm  int      // kernels and network links that are made ahead of need
 	Version  string
 	Log      *slog.Logger
 
@@ -133,7 +134,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	for _, d := range damaged {
 		cfg.Log.Error("a snapshot cannot be used", "error", d)
 	}
-	nw, networkErr := network.Open(network.Config{Prefix: home.prefix(), Dir: home.path("network"), Log: cfg.Log})
+	nw, networkErr := network.Open(network.Config{Prefix: home.prefix(), Dir: home.path("network"), Prewarm: prewarm, Log: cfg.Log})
 	if nw != nil {
 		p.closers = append(p.closers, nw)
 	}
@@ -169,6 +170,9 @@ func openRuntimes(cfg Config, home Home, prewarm int) ([]sandbox.Runtime, map[st
 	}{
 		{"gvisor", func(dir string) (sandbox.Runtime, error) {
 			return gvisor.New(gvisor.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix(), Prewarm: prewarm, Log: cfg.Log})
+		}},
+		{"worktree", func(dir string) (sandbox.Runtime, error) {
+			return worktree.New(worktree.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix() + "w", Log: cfg.Log})
 		}},
 	}
 	wanted := cfg.Runtimes

@@ -140,7 +140,7 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 // launch makes the sandbox of a drafted record: from a snapshot if snap is not
 // empty, else from its root.
 func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, error) {
-	e, err := n.reserve(ctx, &rec)
+	e, err := n.reserve(&rec)
 	if err != nil {
 		return Sandbox{}, err
 	}
@@ -157,9 +157,11 @@ func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, e
 	return rec, nil
 }
 
-// reserve takes the record's name, choosing one if it has none, and writes the
-// intent to disk. The entry's op is held on return.
-func (n *Node) reserve(ctx context.Context, rec *Sandbox) (*entry, error) {
+// reserve takes the record's name, choosing one if it has none. Nothing is
+// written yet: should the process die, what it made is found to have no record
+// and is removed, and a write costs as much time as a claim from a pool. The
+// entry's op is held on return.
+func (n *Node) reserve(rec *Sandbox) (*entry, error) {
 	n.mu.Lock()
 	taken := func(name string) bool { _, ok := n.names[name]; return ok }
 	if rec.Name == "" {
@@ -177,11 +179,6 @@ func (n *Node) reserve(ctx context.Context, rec *Sandbox) (*entry, error) {
 	n.entries[rec.ID] = e
 	n.names[rec.Name] = rec.ID
 	n.mu.Unlock()
-	if err := n.store.put(ctx, kindSandbox, rec.ID, *rec); err != nil {
-		n.forget(e)
-		e.op.unlock()
-		return nil, err
-	}
 	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventState, State: rec.State})
 	return e, nil
 }

@@ -1,9 +1,10 @@
 // Package node turns recorded intent into running sandboxes on this host.
 //
-// Intent is a record in the node's database. Every operation writes what it
-// means to do, does it, and writes what came of it; so whatever moment the
-// process dies at, reconciling on the next start (see plan) finds for each
-// sandbox either the old state or the new one, and removes the rest.
+// Intent is a record in the node's database. An operation that makes something
+// writes its record when it is made; one that takes something away first writes
+// that it will. So whatever moment the process dies at, reconciling on the next
+// start (see plan) finds for each sandbox either the old state or the new one,
+// and removes the rest.
 //
 // Locks: an entry's op serialises the operations on one sandbox and may be held
 // for long; Node.mu guards the maps and the records in them and is only held
