@@ -72,6 +72,10 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 		refuse(w, r, bad.refusal, bad.title)
 		return
 	}
+	// A server inside may answer before it has read the whole request. Without
+	// this, ours would then take the rest of the body away from the transport,
+	// which breaks off the exchange. HTTP/2 works like this anyway.
+	_ = http.NewResponseController(w).EnableFullDuplex()
 	ctx := context.WithValue(r.Context(), targetKey{}, target{address: to, labels: sb.Spec.Labels})
 	p.reverse.ServeHTTP(w, r.WithContext(ctx))
 }

@@ -268,3 +268,43 @@ func FuzzTrafficToken(f *testing.F) {
 		}
 	})
 }
+
+func TestAServerMayAnswerBeforeItHasReadTheRequest(t *testing.T) {
+	s := newServer(t)
+	sb := s.create("")
+	s.serve(sb.SandboxID, 8000, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(w)
+		_ = control.EnableFullDuplex()
+		in := bufio.NewReader(r.Body)
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				return
+			}
+			fmt.Fprint(w, "echo "+line)
+			_ = control.Flush()
+		}
+	}))
+	body, send := io.Pipe()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", s.http.URL, body)
+	must(t, err)
+	req.Host = hostOf(8000, sb.SandboxID)
+	go fmt.Fprintln(send, "one")
+	res, err := http.DefaultTransport.RoundTrip(req)
+	must(t, err)
+	defer res.Body.Close()
+	out := bufio.NewReader(res.Body)
+	for _, word := range []string{"one", "two", "three"} {
+		if word != "one" {
+			_, err := fmt.Fprintln(send, word)
+			must(t, err)
+		}
+		if line, err := out.ReadString('\n'); err != nil || line != "echo "+word+"\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	_ = send.Close()
+	if rest, err := io.ReadAll(out); err != nil || len(rest) != 0 {
+		t.Errorf("%q, %v", rest, err)
+	}
+}
