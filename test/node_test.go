@@ -166,7 +166,7 @@ func (n *node) remove(t *testing.T) {
 		t.Errorf("left behind: %s", left)
 	}
 	if t.Failed() {
-		t.Logf("the node printed:\n%s", n.tail())
+		t.Logf("the node complained:\n%s", n.complaints())
 	}
 }
 
@@ -187,6 +187,19 @@ func (n *node) left() []string {
 		}
 	}
 	return found
+}
+
+// complaints returns what the node printed besides the ordinary course of things.
+func (n *node) complaints() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var b strings.Builder
+	for line := range strings.Lines(n.log.String()) {
+		if !strings.Contains(line, "level=INFO") {
+			b.WriteString(line)
+		}
+	}
+	return tail(b.String())
 }
 
 // tail returns the end of what the node printed.

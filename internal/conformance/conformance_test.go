@@ -59,11 +59,12 @@ func TestTagsAreCollectedFromTestsAndScripts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x, b, script := testID{"a", "TestX"}, testID{"a", "TestB"}, testID{"test", "TestScripts/cli/run.sh"}
-	if !slices.Equal(found["A1"], []testID{b, x}) || !slices.Equal(found["A2"], []testID{x, script}) || len(found) != 2 {
+	x, b, script, folder := testID{"a", "TestX"}, testID{"a", "TestB"}, testID{"test", "TestScripts/cli/run.sh"}, testID{"test", "TestScripts/e2b"}
+	if !slices.Equal(found["A1"], []testID{b, x}) || !slices.Equal(found["A2"], []testID{x, script}) ||
+		!slices.Equal(found["A4"], []testID{folder}) || len(found) != 3 {
 		t.Fatalf("found %v", found)
 	}
-	if !slices.Equal(found.tests(), []testID{b, x, script}) {
+	if !slices.Equal(found.tests(), []testID{b, x, script, folder}) {
 		t.Errorf("tests %v", found.tests())
 	}
 }
@@ -85,6 +86,8 @@ func TestResultsCarryTheFiguresOfSubtests(t *testing.T) {
 {"Action":"pass","Test":"TestX/one"}
 {"Action":"output","Test":"TestX","Output":"measured: A1 second\n"}
 {"Action":"pass","Test":"TestX"}
+{"Action":"skip","Test":"TestPart/one"}
+{"Action":"pass","Test":"TestPart"}
 not an event
 {"Action":"output","Test":"TestB","Output":"it broke\n"}
 {"Action":"fail","Test":"TestB"}
@@ -98,8 +101,8 @@ not an event
 	if log.String() != "not an event\nit broke\n" {
 		t.Errorf("log %q", log.String())
 	}
-	kept := keep(all, []testID{{"a", "TestX"}, {"a", "TestB"}, {"a", "TestGone"}})
-	if len(kept) != 2 || kept["a.TestB"].Status != "fail" {
+	kept := keep(all, []testID{{"a", "TestX"}, {"a", "TestB"}, {"a", "TestGone"}, {"a", "TestPart"}})
+	if len(kept) != 3 || kept["a.TestB"].Status != "fail" || kept["a.TestPart"].Status != "skip" {
 		t.Errorf("kept %v", kept)
 	}
 	if got := kept["a.TestX"].Measured["A1"]; !slices.Equal(got, []string{"second", "first: 12 ms"}) {

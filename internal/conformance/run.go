@@ -119,7 +119,7 @@ func measured(line string) (id, figure string, ok bool) {
 }
 
 // keep returns of all results those of the tagged tests, with the figures of their
-// subtests added to their own.
+// subtests added to their own. A test that left out a part of itself has not run.
 func keep(all map[string]result, tests []testID) map[string]result {
 	kept := map[string]result{}
 	for _, t := range tests {
@@ -131,6 +131,9 @@ func keep(all map[string]result, tests []testID) map[string]result {
 		for _, name := range slices.Sorted(maps.Keys(all)) {
 			if !strings.HasPrefix(name, t.String()+"/") {
 				continue
+			}
+			if all[name].Status == "skip" && sum.Status == "pass" {
+				sum.Status = "skip"
 			}
 			for id, figures := range all[name].Measured {
 				if sum.Measured == nil {

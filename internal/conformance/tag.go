@@ -17,10 +17,11 @@ import (
 const mark = "conformance:"
 
 // A testID names a test: the folder of its package and its name. A script below
-// test/ is a subtest of TestScripts.
+// test/ is a subtest of TestScripts; files that a script runs count for all
+// scripts of their folder.
 type testID struct {
 	dir  string // relative to the module root
-	name string // "TestX" or "TestScripts/dir/file"
+	name string // "TestX", "TestScripts/dir/file" or "TestScripts/dir"
 }
 
 func (t testID) String() string { return t.dir + "." + t.name }
@@ -65,17 +66,18 @@ func collect(fsys fs.FS) (tags, error) {
 			}
 			return nil
 		}
-		if path.Ext(p) != ".go" && !isScript(p, d) {
+		script := scriptOf(p, d)
+		if path.Ext(p) != ".go" && script == "" {
 			return nil
 		}
 		src, err := fs.ReadFile(fsys, p)
 		if err != nil {
 			return err
 		}
-		if path.Ext(p) == ".go" {
+		if script == "" {
 			return found.addGo(p, src)
 		}
-		found.add(testID{"test", "TestScripts/" + strings.TrimPrefix(p, "test/")}, scriptTags(src))
+		found.add(testID{"test", "TestScripts/" + script}, scriptTags(src))
 		return nil
 	})
 	for id := range found {
@@ -84,11 +86,19 @@ func collect(fsys fs.FS) (tags, error) {
 	return found, err
 }
 
-// isScript reports whether a file is one of those that TestScripts runs.
-func isScript(p string, d fs.DirEntry) bool {
+// scriptOf returns what of TestScripts runs a file: "dir/file" when it is one of the
+// scripts, "dir" when it lies below their folder, and nothing for other files.
+func scriptOf(p string, d fs.DirEntry) string {
+	p, below := strings.CutPrefix(p, "test/")
+	dir, rest, deep := strings.Cut(p, "/")
+	if !below || !deep || !slices.Contains([]string{"", ".sh", ".py", ".js", ".cjs", ".mjs", ".ts"}, path.Ext(p)) {
+		return ""
+	}
 	info, err := d.Info()
-	return err == nil && strings.HasPrefix(p, "test/") && strings.Count(p, "/") == 2 &&
-		!strings.HasPrefix(d.Name(), "_") && info.Mode()&0o111 != 0
+	if err == nil && info.Mode()&0o111 != 0 && !strings.Contains(rest, "/") && !strings.HasPrefix(rest, "_") {
+		return p
+	}
+	return dir
 }
 
 // addGo adds the tags of one Go file.
