@@ -52,8 +52,9 @@ func TestTagsAreCollectedFromTestsAndScripts(t *testing.T) {
 		"a/a.go":      {Data: []byte("package a\n")},
 		"test/cli/run.sh": {Mode: 0o755, Data: []byte(
 			"#!/bin/sh\n# conformance: A2\n" + strings.Repeat("#\n", 40) + "# conformance: A3\n")},
-		"test/cli/data.sh":             {Data: []byte("# conformance: A3\n")},
+		"test/cli/data.json":           {Data: []byte("# conformance: A3\n")},
 		"test/e2b/node_modules/x/a.sh": {Mode: 0o755, Data: []byte("# conformance: A3\n")},
+		"test/e2b/suite/a.mjs":         {Data: []byte("// conformance: A4\n")},
 	}
 	found, err := collect(fsys)
 	if err != nil {
