@@ -139,6 +139,26 @@ func TestUpdateCutsOpenConnectionsThatItDenies(t *testing.T) {
 	reaches(t, l.NetNS, siteA+":"+port, "a")
 }
 
+func TestRulesAloneCutOpenConnections(t *testing.T) {
+	w := newWorld(t)
+	n := openNetwork(t, "a", nil)
+	greet(t, w.ns, siteA+":"+port, "a")
+	l := attach(t, n, "one", open)
+	c, err := dialFrom(t, l.NetNS, siteA+":"+port)
+	must(t, err)
+	defer c.Close()
+	expect(t, c, "a\n")
+	// Without what Update does besides: the kernel still knows the connection.
+	none, err := compile(sandbox.NetworkPolicy{}, DefaultPool)
+	must(t, err)
+	must(t, n.firewall.set(n.byID["one"].block, none))
+	must(t, c.SetDeadline(time.Now().Add(10*time.Second)))
+	_, _ = c.Write([]byte("still there?"))
+	if n, err := c.Read(make([]byte, 64)); err == nil || os.IsTimeout(err) {
+		t.Errorf("the denied connection goes on: %d bytes, %v", n, err)
+	}
+}
+
 func expect(t testing.TB, c net.Conn, want string) {
 	t.Helper()
 	must(t, c.SetDeadline(time.Now().Add(10*time.Second)))
@@ -349,6 +369,7 @@ func TestStrangersCannotPassThroughTheHost(t *testing.T) {
 	t.Cleanup(func() { must(t, netlink.LinkDel(link)); must(t, unbindNetNS(path)) })
 	must(t, netlink.AddrAdd(link, mustAddr(t, "172.20.0.1/24")))
 	must(t, netlink.LinkSetUp(link))
+	must(t, setSysctl("ipv4/conf/behind0/forwarding", "1"))
 	peer, err := inside.LinkByName("eth0")
 	must(t, err)
 	must(t, inside.AddrAdd(peer, mustAddr(t, "172.20.0.2/24")))
@@ -371,6 +392,11 @@ func TestStrangersCannotPassThroughTheHost(t *testing.T) {
 	unanswered(t, w.ns, l.Address.Addr().String()+":"+port)
 	unanswered(t, w.ns, n.service.at.dns.String())
 	unanswered(t, w.ns, n.service.at.proxy.String())
+
+	// Were the host a router, its neighbours behind would be its own business.
+	must(t, n.firewall.setClosed(nil))
+	reaches(t, w.ns, "172.20.0.2:"+port, "behind")
+	unanswered(t, w.ns, l.Address.Addr().String()+":"+port)
 }
 
 // unanswered expects silence: packets of strangers are dropped.

@@ -109,7 +109,7 @@ func TestNamesCannotBeReboundToTheHostsSurroundings(t *testing.T) {
 	w.serveWeb(t, siteA, "A")
 	w.serveWeb(t, privateAddr, "private")
 	w.serveWeb(t, metadataAddr, "metadata")
-	greet(t, hostNS, hostAddr+":80", "host")
+	(&world{ns: hostNS}).serveWeb(t, hostAddr, "host")
 	other := attach(t, n, "other", open)
 	l := attach(t, n, "one", sandbox.NetworkPolicy{AllowOut: []string{"*.evil.example"}})
 	for i, addr := range []string{privateAddr, metadataAddr, "127.0.0.1", other.Address.Addr().String(), n.service.at.dns.Addr().String(), "0.0.0.0", "255.255.255.255"} {
@@ -125,6 +125,8 @@ func TestNamesCannotBeReboundToTheHostsSurroundings(t *testing.T) {
 	// The host's own public address is in no list; the proxy knows it.
 	z.set("host.evil.example", hostAddr)
 	getsNothing(t, l.NetNS, siteA, "host.evil.example")
+	must(t, n.Update(t.Context(), "one", sandbox.NetworkPolicy{AllowOut: []string{"*.evil.example", hostAddr}}))
+	gets(t, l.NetNS, siteA, "host.evil.example", "host")
 	// Of several addresses only the harmless ones count.
 	z.set("mixed.evil.example", privateAddr, siteA)
 	gets(t, l.NetNS, privateAddr, "mixed.evil.example", "A")
