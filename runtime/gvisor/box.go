@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -51,8 +52,27 @@ type box struct {
 	rec    record
 	sentry *sentry // nil while the sandbox is being made and when it is lost
 	stop   context.CancelFunc
-	gone   bool // destroyed or moved away on purpose: its end is no event
+	ended  chan struct{} // closed when the end of sentry is on record
+	gone   bool          // destroyed or moved away on purpose: its end is no event
 }
+
+// settle waits until the end of a sentry that is dying is on record, so that
+// nobody is told of a running sandbox that no longer answers.
+func (b *box) settle() {
+	b.mu.Lock()
+	s, ended := b.sentry, b.ended
+	b.mu.Unlock()
+	if s == nil || ended == nil || !s.proc.ending() {
+		return
+	}
+	select {
+	case <-ended:
+	case <-time.After(settleTimeout):
+	}
+}
+
+// settleTimeout bounds how long the kernel may take to end a process that has much memory.
+const settleTimeout = 10 * time.Second
 
 // status is the sandbox as the outside sees it.
 func (b *box) status() sandbox.Status {
@@ -156,8 +176,10 @@ func (r *Runtime) forget(b *box) error {
 // watch waits in the background for the sentry's end and reports it.
 func (r *Runtime) watch(b *box, s *sentry) {
 	ctx, cancel := context.WithCancel(context.Background())
-	b.stop = cancel
+	ended := make(chan struct{})
+	b.stop, b.ended = cancel, ended
 	r.watches.Go(func() {
+		defer close(ended)
 		defer cancel()
 		if err := s.proc.wait(ctx); err != nil {
 			return // let go

@@ -25,7 +25,7 @@ var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 
 // sentryOverhead is what a sandbox may use beyond its own memory, in bytes: the
 // sentry's heap, page tables and the guest agent's image.
-const sentryOverhead = 96 << 20
+const sentryOverhead = 48 << 20
 
 // groups is the parent of all control groups of one runtime.
 type groups struct {
@@ -168,9 +168,10 @@ func (c *group) limit(res sandbox.Resources) error {
 }
 
 // hostTasks bounds the host's tasks of a sandbox: systrap keeps one stub process
-// for every address space and up to one stub thread for every thread, and the
-// sentry has threads of its own.
-func hostTasks(pids int) int { return 2*pids + 256 }
+// for every address space with several stub threads, and the sentry has threads
+// of its own. A sentry that reaches this bound stands still, so it is far above
+// what the processes that the sentry allows can need.
+func hostTasks(pids int) int { return min(32*pids+1024, 1<<20) }
 
 // run calls start in a thread that lies in the group, so that the process that
 // it starts is born there. fd is the group's directory in version 2, where
@@ -248,6 +249,13 @@ func (c *group) pids() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// close removes the parent if no sandbox is left in it.
+func (g *groups) close() {
+	for _, dir := range g.dirs("") {
+		_ = os.Remove(dir) // fails while groups are in it
+	}
 }
 
 // remove ends what is left in the group and removes it.

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"path"
+	"strings"
 
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/urpc"
@@ -54,7 +57,16 @@ func (s *sentry) changes(ctx context.Context, w io.Writer) error {
 	return errors.Join(err, <-done)
 }
 
-// filterLayer copies a tar stream without what we put into the sandbox ourselves.
+// gVisor writes a removed file as overlayfs stores it: a device with number 0/0;
+// and a replaced directory with this attribute. OCI has files of these names instead.
+const (
+	opaqueRecord   = "SCHILY.xattr.trusted.overlay.opaque"
+	whiteoutPrefix = ".wh."
+	opaqueName     = ".wh..wh..opq"
+)
+
+// filterLayer copies a tar stream in the form of an OCI layer, without what we
+// put into the sandbox ourselves.
 func filterLayer(w io.Writer, r io.Reader) error {
 	in, out := tar.NewReader(r), tar.NewWriter(w)
 	for {
@@ -65,14 +77,46 @@ func filterLayer(w io.Writer, r io.Reader) error {
 		if err != nil {
 			return fmt.Errorf("read the sentry's layer: %w", err)
 		}
-		if ours(h.Name) {
-			continue
-		}
-		if err := out.WriteHeader(h); err != nil {
-			return err
-		}
-		if _, err := io.Copy(out, in); err != nil {
-			return err
+		for _, h := range layerEntries(h) {
+			if err := out.WriteHeader(h); err != nil {
+				return err
+			}
+			if h.Typeflag == tar.TypeReg && h.Size > 0 {
+				if _, err := io.Copy(out, in); err != nil {
+					return err
+				}
+			}
 		}
 	}
 }
+
+// layerEntries translates one entry: to none when it is ours, to two when it is
+// a directory that hides the one below it.
+func layerEntries(h *tar.Header) []*tar.Header {
+	name := relative(h.Name)
+	if ours(name) {
+		return nil
+	}
+	out := *h
+	out.Name = name
+	switch h.Typeflag {
+	case tar.TypeLink:
+		out.Linkname = relative(h.Linkname)
+	case tar.TypeChar:
+		if h.Devmajor == 0 && h.Devminor == 0 {
+			dir, base := path.Split(name)
+			return []*tar.Header{{Typeflag: tar.TypeReg, Name: dir + whiteoutPrefix + base, ModTime: h.ModTime}}
+		}
+	case tar.TypeDir:
+		out.Name += "/"
+		if h.PAXRecords[opaqueRecord] != "" {
+			out.PAXRecords = maps.Clone(h.PAXRecords)
+			delete(out.PAXRecords, opaqueRecord)
+			return []*tar.Header{&out, {Typeflag: tar.TypeReg, Name: out.Name + opaqueName, ModTime: h.ModTime}}
+		}
+	}
+	return []*tar.Header{&out}
+}
+
+// relative makes the clean relative name that layers have of a tar name.
+func relative(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }

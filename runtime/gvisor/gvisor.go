@@ -212,6 +212,7 @@ func (r *Runtime) Close() error {
 	}
 	r.watches.Wait()
 	r.events.Close()
+	r.groups.close()
 	return r.lock.Close()
 }
 

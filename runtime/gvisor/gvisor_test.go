@@ -19,6 +19,7 @@ func TestMain(m *testing.M) {
 	if gvisor.IsReexec() {
 		gvisor.Main()
 	}
+	unix.Umask(0) // users other than root inside write to the tests' directories
 	os.Exit(m.Run())
 }
 
@@ -72,7 +73,7 @@ func TestConformanceOnTheHostsRoot(t *testing.T) {
 				return r
 			},
 			Kill:      func(t *testing.T, id string) { kill(t, r, id) },
-			Removable: "/etc/shells",
+			Removable: "/home/user/.bashrc",
 		}
 	})
 }

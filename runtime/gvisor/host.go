@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -97,6 +98,12 @@ func makeHostRoot(dir string) (hostRoot, error) {
 	}
 	for _, name := range hostFiles {
 		entries = appendTree(entries, name)
+	}
+	for _, e := range appendTree(nil, "/etc/skel") {
+		if e.name != "/etc/skel" {
+			e.name, e.uid, e.gid = "/home/user"+strings.TrimPrefix(e.name, "/etc/skel"), 1000, 1000
+			entries = append(entries, e)
+		}
 	}
 	var err error
 	h.image, err = makeImage(dir, entries)

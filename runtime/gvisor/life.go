@@ -215,6 +215,10 @@ func (r *Runtime) Dial(ctx context.Context, id string, port int) (net.Conn, erro
 	}
 	conn, err := s.dial(ctx, port)
 	if err != nil {
+		b.settle()
+		if _, dead := b.live(op, sandbox.Running); dead != nil {
+			return nil, dead
+		}
 		kind := sandbox.KindOf(err)
 		if kind == sandbox.Internal {
 			kind = sandbox.Unavailable
@@ -328,6 +332,7 @@ func (r *Runtime) List(context.Context) ([]sandbox.Status, error) {
 	r.mu.Unlock()
 	out := make([]sandbox.Status, len(boxes))
 	for i, b := range boxes {
+		b.settle()
 		out[i] = b.status()
 	}
 	slices.SortFunc(out, func(a, b sandbox.Status) int { return strings.Compare(a.ID, b.ID) })

@@ -98,6 +98,22 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
+// ending reports whether the process is dead or about to be: the kernel takes a
+// while to give back the memory of a killed sentry, whose sockets are shut already.
+func (p *process) ending() bool {
+	const exiting = 0x4 // PF_EXITING
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+	if err != nil {
+		return true
+	}
+	fields := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(fields) < 20 {
+		return true
+	}
+	flags, _ := strconv.ParseUint(fields[6], 10, 64)
+	return fields[0] == "Z" || flags&exiting != 0 || fields[19] != strconv.FormatUint(p.Start, 10)
+}
+
 // dead reports whether the process has ended.
 func (p *process) dead() bool {
 	conn, err := p.pidfd.SyscallConn()

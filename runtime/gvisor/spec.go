@@ -176,10 +176,9 @@ func resolver(gateway netip.Addr) string {
 	return fmt.Sprintf("nameserver %s\noptions edns0\n", gateway)
 }
 
-// ours reports whether a path of the overlay was put there by us and is no
-// change that the sandbox made.
+// ours reports whether a file of the overlay, named relative to the root, was put
+// there by us and is no change that the sandbox made.
 func ours(name string) bool {
-	name = strings.Trim(path.Clean("/"+name), "/")
 	switch name {
 	case "", "etc/hosts", "etc/hostname", "etc/resolv.conf", "proc", "sys", "dev", tmpMarker:
 		return true
