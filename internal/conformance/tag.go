@@ -91,7 +91,7 @@ func collect(fsys fs.FS) (tags, error) {
 func scriptOf(p string, d fs.DirEntry) string {
 	p, below := strings.CutPrefix(p, "test/")
 	dir, rest, deep := strings.Cut(p, "/")
-	if !below || !deep || !slices.Contains([]string{"", ".sh", ".py", ".js", ".cjs", ".mjs", ".ts"}, path.Ext(p)) {
+	if !below || !deep || !d.Type().IsRegular() || !slices.Contains([]string{"", ".sh", ".py", ".js", ".cjs", ".mjs", ".ts"}, path.Ext(p)) {
 		return ""
 	}
 	info, err := d.Info()
