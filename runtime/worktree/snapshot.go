@@ -178,7 +178,7 @@ var errDamaged = errors.New("the snapshot is damaged")
 
 // load lays out the files of a snapshot.
 func (b *box) load(ctx context.Context, dir string, m manifest) error {
-	if err := b.makeDirs(); err != nil {
+	if err := errors.Join(b.makeDirs(), os.Mkdir(b.path(gitName), 0o755)); err != nil {
 		return err
 	}
 	if err := b.giveAway(); err != nil {

@@ -94,7 +94,9 @@ func TestWorktreeKeepsTheRuntimeContract(t *testing.T) {
 			Dir:     Workdir,
 			Reopen: func(t *testing.T) sandbox.Runtime {
 				// A crash would free the lock and leave all else.
-				r.lock.Close()
+				if err := unix.Flock(int(r.lock.Fd()), unix.LOCK_UN); err != nil {
+					t.Fatal(err)
+				}
 				r = open(t, dir)
 				return r
 			},
