@@ -96,6 +96,6 @@ type Keys interface {
 
 // NewKey is a key with its secret, which is shown this once.
 type NewKey struct {
-	tenant.Key
-	Secret string `json:"secret"`
+	Secret string     `json:"secret"`
+	Key    tenant.Key `json:"key"`
 }

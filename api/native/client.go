@@ -60,19 +60,20 @@ func (c *Client) Close() error {
 // send makes a request and returns an answer that is not an error. in is an
 // io.Reader to stream, a value to send as JSON, or nil.
 func (c *Client) send(ctx context.Context, op, method, path string, query url.Values, in any) (*http.Response, error) {
-	var body io.Reader
-	contentType := ""
 	switch in := in.(type) {
 	case nil:
+		return c.sendBody(ctx, op, method, path, query, nil, "")
 	case io.Reader:
-		body, contentType = in, "application/octet-stream"
-	default:
-		data, err := json.Marshal(in)
-		if err != nil {
-			return nil, sandbox.E(op, sandbox.Invalid, "", err)
-		}
-		body, contentType = bytes.NewReader(data), "application/json"
+		return c.sendBody(ctx, op, method, path, query, in, "application/octet-stream")
 	}
+	data, err := json.Marshal(in)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Invalid, "", err)
+	}
+	return c.sendBody(ctx, op, method, path, query, bytes.NewReader(data), "application/json")
+}
+
+func (c *Client) sendBody(ctx context.Context, op, method, path string, query url.Values, body io.Reader, contentType string) (*http.Response, error) {
 	target := c.base.JoinPath("/api/v1").String() + path // path is escaped already
 	if len(query) > 0 {
 		target += "?" + query.Encode()

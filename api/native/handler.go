@@ -26,7 +26,9 @@ type Config struct {
 }
 
 // New serves a node under /api/v1.
-func New(cfg Config) http.Handler { return Handler(NewLocal(cfg.Node, cfg.Keys, nil), cfg.Keys, cfg.Log) }
+func New(cfg Config) http.Handler {
+	return Handler(NewLocal(cfg.Node, cfg.Keys, nil), cfg.Keys, cfg.Log)
+}
 
 // Handler serves a backend under /api/v1. A key that is not the node's root key
 // sees its own team's sandboxes only and cannot reach into the host.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 
 	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -21,11 +22,18 @@ type Images interface {
 	PullImage(ctx context.Context, req PullRequest, report func(image.Progress)) (image.Image, error)
 	// ImportImage reads a tar archive: of docker save, an OCI layout, or a root.
 	ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error)
+	// ExportImage writes a tar archive that docker load and OCI tools read.
+	ExportImage(ctx context.Context, ref string, w io.Writer) error
+	// PushImage uploads an image to a registry under req.Ref.
+	PushImage(ctx context.Context, ref string, req PullRequest, report func(image.Progress)) error
+	// BuildImage carries out a Dockerfile. report, which may be nil, is given the
+	// steps and what their commands print.
+	BuildImage(ctx context.Context, req BuildImageRequest, report func(node.LogLine)) (image.Image, error)
 	TagImage(ctx context.Context, ref, name string) (image.Image, error)
 	RemoveImage(ctx context.Context, ref string) error
 }
 
-// PullRequest asks for an image of a registry. Without a user name, what
+// PullRequest names an image of a registry, to pull from or push to. Without a user name, what
 // docker login left on the node is used.
 type PullRequest struct {
 	Ref      string `json:"ref"`
@@ -33,6 +41,12 @@ type PullRequest struct {
 	Password string `json:"password,omitempty"`
 	Platform string `json:"platform,omitempty"` // "linux/arm64"; default: the node's
 	Insecure bool   `json:"insecure,omitempty"` // plain HTTP
+}
+
+// PushRequest says what to push, and where to.
+type PushRequest struct {
+	Source string      `json:"source"` // an image of this node
+	Target PullRequest `json:"target"`
 }
 
 // TagRequest gives an image another name.
@@ -57,14 +71,26 @@ func (l *Local) PullImage(ctx context.Context, req PullRequest, report func(imag
 		}
 		return l.node.Images().Get(req.Ref)
 	}
-	return l.node.Images().Pull(ctx, req.Ref, image.RegistryOptions{
-		Username: req.Username, Password: req.Password, Platform: req.Platform, Insecure: req.Insecure, Progress: report,
-	})
+	return l.node.Images().Pull(ctx, req.Ref, req.registry(report))
+}
+
+func (r PullRequest) registry(report func(image.Progress)) image.RegistryOptions {
+	return image.RegistryOptions{Username: r.Username, Password: r.Password, Platform: r.Platform, Insecure: r.Insecure, Progress: report}
 }
 
 // ImportImage implements Backend.
 func (l *Local) ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error) {
 	return l.node.Images().Import(ctx, archive, image.ImportOptions{Name: name})
+}
+
+// ExportImage implements Backend.
+func (l *Local) ExportImage(ctx context.Context, ref string, w io.Writer) error {
+	return l.node.Images().Export(ctx, ref, w)
+}
+
+// PushImage implements Backend.
+func (l *Local) PushImage(ctx context.Context, ref string, req PullRequest, report func(image.Progress)) error {
+	return l.node.Images().Push(ctx, ref, req.Ref, req.registry(report))
 }
 
 // TagImage implements Backend.
@@ -95,6 +121,17 @@ func (c *Client) ImportImage(ctx context.Context, name string, archive io.Reader
 	return ask[image.Image](ctx, c, "native.ImportImage", http.MethodPost, "/images/import", queryOf("name", name), archive)
 }
 
+// ExportImage implements Backend.
+func (c *Client) ExportImage(ctx context.Context, ref string, w io.Writer) error {
+	return c.download(ctx, "native.ExportImage", "/images/export", queryOf("ref", ref), w)
+}
+
+// PushImage implements Backend.
+func (c *Client) PushImage(ctx context.Context, ref string, req PullRequest, report func(image.Progress)) error {
+	_, err := follow[image.Progress, none](ctx, c, "native.PushImage", "/images/push", nil, PushRequest{Source: ref, Target: req}, report)
+	return err
+}
+
 // TagImage implements Backend.
 func (c *Client) TagImage(ctx context.Context, ref, name string) (image.Image, error) {
 	return ask[image.Image](ctx, c, "native.TagImage", http.MethodPost, "/images/tag", nil, TagRequest{Ref: ref, Name: name})
@@ -114,6 +151,14 @@ func (s scoped) ImportImage(context.Context, string, io.Reader) (image.Image, er
 
 func (s scoped) TagImage(context.Context, string, string) (image.Image, error) {
 	return image.Image{}, s.denied("naming images")
+}
+
+func (s scoped) BuildImage(context.Context, BuildImageRequest, func(node.LogLine)) (image.Image, error) {
+	return image.Image{}, s.denied("building images by hand; a template is yours to build")
+}
+
+func (s scoped) PushImage(context.Context, string, PullRequest, func(image.Progress)) error {
+	return s.denied("pushing images with the node's credentials")
 }
 
 func (s scoped) RemoveImage(context.Context, string) error { return s.denied("removing images") }
@@ -137,6 +182,16 @@ func imageRoutes() []route {
 			return c.backend.PullImage(c.ctx, in, report)
 		}),
 		importing,
+		{method: "GET", path: "/api/v1/images/export", summary: "An image as a tar archive", returns: "application/x-tar", query: []string{"ref"},
+			serve: func(c *call) error {
+				return c.stream("application/x-tar", func(w http.ResponseWriter) error {
+					return c.backend.ExportImage(c.ctx, c.r.URL.Query().Get("ref"), w)
+				})
+			}},
+		onStream("POST", "/api/v1/images/push", "Upload an image to a registry", func(c *call, in PushRequest, report func(image.Progress)) (none, error) {
+			return none{}, c.backend.PushImage(c.ctx, in.Source, in.Target, report)
+		}),
+		buildRoute(),
 		on("POST", "/api/v1/images/tag", "Give an image another name", func(c *call, in TagRequest) (image.Image, error) {
 			return c.backend.TagImage(c.ctx, in.Ref, in.Name)
 		}),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
@@ -14,8 +15,20 @@ type Templates interface {
 	Templates(ctx context.Context, team string) ([]node.Template, error)
 	GetTemplate(ctx context.Context, ref string) (node.Template, error)
 	RemoveTemplate(ctx context.Context, ref string) error
+	// BuildTemplate makes a template, or a new build of one, and returns when it
+	// is finished. report, which may be nil, is given the build's log.
+	BuildTemplate(ctx context.Context, req TemplateRequest, report func(node.LogLine)) (node.Template, error)
 	// TagTemplate makes a tag mean one of the template's builds.
 	TagTemplate(ctx context.Context, ref, tag, build string) error
+}
+
+// TemplateRequest asks for a template.
+type TemplateRequest struct {
+	Name      string            `json:"name"`
+	Team      string            `json:"team,omitempty"`
+	Public    bool              `json:"public,omitempty"`
+	Resources sandbox.Resources `json:"resources"`
+	Build     node.BuildRequest `json:"build"`
 }
 
 // TemplateTagRequest says which build a tag means.
@@ -37,6 +50,51 @@ func (l *Local) GetTemplate(ctx context.Context, ref string) (node.Template, err
 // RemoveTemplate implements Backend.
 func (l *Local) RemoveTemplate(ctx context.Context, ref string) error {
 	return l.node.RemoveTemplate(ctx, ref)
+}
+
+// lookEvery is how often a build under way is looked at.
+const lookEvery = 100 * time.Millisecond
+
+// BuildTemplate implements Backend. The build goes on when ctx ends.
+func (l *Local) BuildTemplate(ctx context.Context, req TemplateRequest, report func(node.LogLine)) (node.Template, error) {
+	const op = "native.BuildTemplate"
+	t, b, err := l.node.CreateTemplate(ctx, node.Template{Names: []string{req.Name}, Team: req.Team, Public: req.Public, Resources: req.Resources})
+	if err != nil {
+		return node.Template{}, err
+	}
+	if err := l.node.StartBuild(context.WithoutCancel(ctx), t.ID, b.ID, req.Build); err != nil {
+		return node.Template{}, err
+	}
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for seen := 0; ; {
+		// The state first: what is logged before it changes is then not missed.
+		b, err := l.node.BuildStatus(ctx, t.ID, b.ID)
+		if err != nil {
+			return node.Template{}, err
+		}
+		lines, err := l.node.BuildLogs(ctx, t.ID, b.ID, seen)
+		if err != nil {
+			return node.Template{}, err
+		}
+		seen += len(lines)
+		for _, line := range lines {
+			if report != nil {
+				report(line)
+			}
+		}
+		switch b.State {
+		case node.BuildReady:
+			return l.node.GetTemplate(ctx, t.ID)
+		case node.BuildFailed:
+			return node.Template{}, sandbox.Errorf(op, sandbox.Invalid, req.Name, "the build failed: %s", b.Reason)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return node.Template{}, sandbox.E(op, "", req.Name, ctx.Err()).WithHint("the build goes on; see `atoll template inspect`")
+		}
+	}
 }
 
 // TagTemplate implements Backend.
@@ -75,6 +133,11 @@ func (c *Client) RemoveTemplate(ctx context.Context, ref string) error {
 	return c.tell(ctx, "native.RemoveTemplate", http.MethodDelete, "/templates/"+url.PathEscape(ref), nil, nil)
 }
 
+// BuildTemplate implements Backend.
+func (c *Client) BuildTemplate(ctx context.Context, req TemplateRequest, report func(node.LogLine)) (node.Template, error) {
+	return follow[node.LogLine, node.Template](ctx, c, "native.BuildTemplate", "/templates", nil, req, report)
+}
+
 // TagTemplate implements Backend.
 func (c *Client) TagTemplate(ctx context.Context, ref, tag, build string) error {
 	return c.tell(ctx, "native.TagTemplate", http.MethodPost, "/templates/"+url.PathEscape(ref)+"/tags", nil, TemplateTagRequest{Tag: tag, Build: build})
@@ -104,6 +167,11 @@ func (s scoped) GetTemplate(ctx context.Context, ref string) (node.Template, err
 	return s.ownTemplate(ctx, ref, false)
 }
 
+func (s scoped) BuildTemplate(ctx context.Context, req TemplateRequest, report func(node.LogLine)) (node.Template, error) {
+	req.Team = s.team
+	return s.Backend.BuildTemplate(ctx, req, report)
+}
+
 func (s scoped) RemoveTemplate(ctx context.Context, ref string) error {
 	t, err := s.ownTemplate(ctx, ref, true)
 	if err != nil {
@@ -125,6 +193,9 @@ func templateRoutes() []route {
 		on("GET", "/api/v1/templates", "List templates", func(c *call, _ none) ([]node.Template, error) {
 			return c.backend.Templates(c.ctx, c.r.URL.Query().Get("team"))
 		}, "team"),
+		onStream("POST", "/api/v1/templates", "Make a template, or a new build of one", func(c *call, in TemplateRequest, report func(node.LogLine)) (node.Template, error) {
+			return c.backend.BuildTemplate(c.ctx, in, report)
+		}),
 		on("GET", "/api/v1/templates/{ref}", "One template, with its builds", func(c *call, _ none) (node.Template, error) {
 			return c.backend.GetTemplate(c.ctx, c.ref())
 		}),

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/sandbox"
@@ -138,7 +139,7 @@ func (a *app) copyIn(ctx context.Context, g *guest.Client, source, target string
 	defer r.Close()
 	go func() {
 		w := tar.NewWriter(archive)
-		err := pack(w, filepath.Clean(local), name, shown)
+		err := native.Pack(w, filepath.Clean(local), name, func(file string, done int64) { shown.report(image.Progress{Stage: file, Done: done}) })
 		archive.CloseWithError(errors.Join(err, w.Close()))
 	}()
 	return g.Upload(ctx, dir, r)
@@ -193,77 +194,5 @@ func (a *app) copyOut(ctx context.Context, g *guest.Client, source, target strin
 	defer r.Close()
 	shown := a.bar("copying " + path.Base(source))
 	defer shown.done()
-	return unpack(&counted{r: r, total: e.Size, bar: shown}, dir, name)
-}
-
-// pack writes a file, or a directory with all below it, into an archive. The
-// source itself is called name there; with an empty name only what is in it is
-// written. Sockets, pipes and devices are left out: they mean nothing elsewhere.
-func pack(w *tar.Writer, source, name string, shown *bar) error {
-	var done int64
-	return filepath.WalkDir(source, func(file string, d os.DirEntry, err error) error {
-		if err != nil {
-			if file != source && errors.Is(err, os.ErrNotExist) {
-				return nil // removed meanwhile
-			}
-			return err
-		}
-		rel, err := filepath.Rel(source, file)
-		if err != nil {
-			return err
-		}
-		inside := path.Join(name, filepath.ToSlash(rel))
-		if inside == "." {
-			return nil
-		}
-		info, err := os.Lstat(file)
-		if file == source {
-			info, err = os.Stat(file) // the source may be a link to what is meant
-		}
-		if err != nil {
-			return err
-		}
-		n, err := packOne(w, file, inside, info)
-		done += n
-		shown.report(image.Progress{Stage: inside, Done: done})
-		return err
-	})
-}
-
-// packOne writes one entry and returns how many bytes of content it had.
-func packOne(w *tar.Writer, file, name string, info os.FileInfo) (int64, error) {
-	link := ""
-	switch mode := info.Mode(); {
-	case mode.IsDir():
-		name += "/"
-	case mode&os.ModeSymlink != 0:
-		var err error
-		if link, err = os.Readlink(file); err != nil {
-			return 0, err
-		}
-	case !mode.IsRegular():
-		return 0, nil
-	}
-	header, err := tar.FileInfoHeader(info, link)
-	if err != nil {
-		return 0, err
-	}
-	header.Name, header.Format = name, tar.FormatPAX
-	header.Uid, header.Gid, header.Uname, header.Gname = 0, 0, "", "" // the sandbox has users of its own
-	if !info.Mode().IsRegular() {
-		return 0, w.WriteHeader(header)
-	}
-	f, err := os.Open(file)
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	if err := w.WriteHeader(header); err != nil {
-		return 0, err
-	}
-	n, err := io.CopyN(w, f, header.Size)
-	if errors.Is(err, io.EOF) {
-		return n, sandbox.Errorf("atoll cp", sandbox.Conflict, file, "the file became shorter while it was read")
-	}
-	return n, err
+	return native.Unpack(&counted{r: r, total: e.Size, bar: shown}, dir, name)
 }

@@ -179,7 +179,7 @@ func (a *app) keyCreateCommand() *cobra.Command {
 			}
 			fmt.Fprintln(a.stdout, key.Secret)
 			if !f.quiet && a.interactive {
-				fmt.Fprintln(a.stderr, "Keep it: it is shown this once. For E2B's SDK:  export E2B_API_KEY="+key.Secret+" E2B_API_URL="+a.daemonURL+" E2B_SANDBOX_URL="+a.daemonURL)
+				fmt.Fprintln(a.stderr, "Keep it, it is shown this once. For E2B's SDK:  export E2B_API_KEY="+key.Secret+" E2B_API_URL="+a.daemonURL+" E2B_SANDBOX_URL="+a.daemonURL)
 			}
 			return nil
 		},

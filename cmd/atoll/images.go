@@ -47,8 +47,8 @@ func templateNames(ctx context.Context, a *app) []string {
 }
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Manage what sandboxes start from", a.imageListCommand(), a.imagePullCommand(), a.imageImportCommand(),
-		a.imageInspectCommand(), a.imageTagCommand(), a.imageRemoveCommand())
+	return group("image", "Manage what sandboxes start from", a.imageListCommand(), a.imagePullCommand(), a.imagePushCommand(),
+		a.imageBuildCommand(), a.imageImportCommand(), a.imageExportCommand(), a.imageInspectCommand(), a.imageTagCommand(), a.imageRemoveCommand())
 }
 
 func (a *app) imageListCommand() *cobra.Command {
@@ -96,46 +96,6 @@ func (a *app) printImage(f *format, i image.Image) error {
 	fmt.Fprintf(a.stdout, "%s  %s  %s\n", i.Names[0], shortID(i.ID), formatBytes(i.Size))
 	return nil
 }
-
-func (a *app) imagePullCommand() *cobra.Command {
-	var f format
-	var req native.PullRequest
-	var passwordStdin bool
-	cmd := &cobra.Command{
-		Use: "pull IMAGE", Short: "Fetch an image from a registry; `base` is made from packages", Args: exact("an image"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			req.Ref = args[0]
-			if passwordStdin {
-				secret, err := io.ReadAll(io.LimitReader(a.stdin, maxPassword))
-				if err != nil {
-					return err
-				}
-				req.Password = strings.TrimRight(string(secret), "\r\n")
-			}
-			b, err := a.open(cmd.Context())
-			if err != nil {
-				return err
-			}
-			i, err := a.pull(cmd.Context(), b, req)
-			if err != nil {
-				return err
-			}
-			return a.printImage(&f, i)
-		},
-	}
-	f.flags(cmd, "print the ID only")
-	cmd.Flags().StringVarP(&req.Username, "username", "u", "", "a `user` of the registry; default: what docker login left")
-	cmd.Flags().BoolVar(&passwordStdin, "password-stdin", false, "read the password from standard input")
-	cmd.Flags().StringVar(&req.Platform, "platform", "", "another platform, for example `linux/arm64`")
-	cmd.Flags().BoolVar(&req.Insecure, "insecure", false, "talk plain HTTP to the registry")
-	return cmd
-}
-
-// maxPassword bounds what is read as a password, in bytes.
-const maxPassword = 16 << 10
 
 func (a *app) imageImportCommand() *cobra.Command {
 	var f format
@@ -245,7 +205,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 }
 
 func (a *app) templateCommand() *cobra.Command {
-	return group("template", "Manage named, versioned starting points", a.templateListCommand(), a.templateInspectCommand(),
+	return group("template", "Manage named, versioned starting points", a.templateListCommand(), a.templateBuildCommand(), a.templateInspectCommand(),
 		a.templateTagCommand(), a.templateRemoveCommand())
 }
 

@@ -97,11 +97,20 @@ func (a *app) complain(cmd *cobra.Command, err error) {
 	p := native.ProblemOf(err)
 	fmt.Fprintln(a.stderr, "atoll: "+printable(sandboxCause(err)))
 	if p.Hint != "" {
-		fmt.Fprintln(a.stderr, "  "+strings.ToUpper(p.Hint[:1])+printable(p.Hint[1:])+".")
+		fmt.Fprintln(a.stderr, "  "+sentence(printable(p.Hint)))
 	}
 	if a.debug {
 		fmt.Fprintf(a.stderr, "  [%s] %v\n", p.Kind, err)
 	}
+}
+
+// sentence gives a hint a capital and a full stop.
+func sentence(s string) string {
+	s = strings.ToUpper(s[:1]) + s[1:]
+	if strings.HasSuffix(s, ".") || strings.HasSuffix(s, "?") {
+		return s
+	}
+	return s + "."
 }
 
 func (a *app) root() *cobra.Command {
@@ -172,7 +181,7 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 	if near := cmd.SuggestionsFor(name); len(near) > 0 {
 		hint = "did you mean `" + cmd.CommandPath() + " " + strings.Join(near, "` or `"+cmd.CommandPath()+" ") + "`?"
 	}
-	return usageError("", strings.TrimSuffix(hint, "."), "there is no command `%s %s`", cmd.CommandPath(), name)
+	return usageError("", hint, "there is no command `%s %s`", cmd.CommandPath(), name)
 }
 
 // isTerminal reports whether v is a terminal, and gives its file.

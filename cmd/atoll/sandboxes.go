@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -61,10 +60,9 @@ func (a *app) each(cmd *cobra.Command, refs []string, do func(b native.Backend, 
 	return nil
 }
 
-// suggest adds similar names to the error about an unknown sandbox.
+// suggest names similar sandboxes in the error about an unknown one.
 func (a *app) suggest(ctx context.Context, b native.Backend, ref string, err error) error {
-	var e *sandbox.Err
-	if !sandbox.Is(err, sandbox.NotFound) || sandbox.HintOf(err) != "" || !errors.As(err, &e) {
+	if !sandbox.Is(err, sandbox.NotFound) {
 		return err
 	}
 	all, _ := b.List(ctx, node.Filter{})
@@ -72,11 +70,10 @@ func (a *app) suggest(ctx context.Context, b native.Backend, ref string, err err
 	for i, sb := range all {
 		names[i] = sb.Name
 	}
-	e.Hint = "`atoll ls` shows the sandboxes there are"
 	if close := near(ref, names); len(close) > 0 {
-		e.Hint = "did you mean " + strings.Join(close, " or ") + "?"
+		return sandbox.Errorf("atoll", sandbox.NotFound, ref, "no such sandbox").WithHint("did you mean " + strings.Join(close, " or ") + "?")
 	}
-	return e
+	return err
 }
 
 // get looks a sandbox up.

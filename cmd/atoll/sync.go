@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -412,7 +413,7 @@ func (s *syncer) push(ctx context.Context, names []string, host map[string]fileS
 				continue // the next round sees it
 			}
 			if err = lerr; err == nil {
-				_, err = packOne(w, file, name, info)
+				_, err = native.PackEntry(w, file, name, info)
 			}
 			if err != nil {
 				break
@@ -462,5 +463,5 @@ func (s *syncer) pull(ctx context.Context, name string) error {
 		return err
 	}
 	defer r.Close()
-	return unpackFile(root, &tar.Header{Name: name, Mode: int64(e.Mode.Perm()), ModTime: e.Modified}, r)
+	return native.UnpackFile(root, &tar.Header{Name: name, Mode: int64(e.Mode.Perm()), ModTime: e.Modified}, r)
 }

@@ -1,4 +1,4 @@
-package main
+package native
 
 import (
 	"archive/tar"
@@ -13,12 +13,87 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// unpack extracts an archive from a sandbox into dir, which is made when it is
+// Pack writes a file, or a directory with all below it, into an archive. The
+// source itself is called name there; with an empty name only what is in it is
+// written. Sockets, pipes and devices are left out: they mean nothing elsewhere.
+// report, which may be nil, is told each name and the bytes written so far.
+func Pack(w *tar.Writer, source, name string, report func(name string, done int64)) error {
+	var done int64
+	return filepath.WalkDir(source, func(file string, d os.DirEntry, err error) error {
+		if err != nil {
+			if file != source && errors.Is(err, os.ErrNotExist) {
+				return nil // removed meanwhile
+			}
+			return err
+		}
+		rel, err := filepath.Rel(source, file)
+		if err != nil {
+			return err
+		}
+		inside := path.Join(name, filepath.ToSlash(rel))
+		if inside == "." {
+			return nil
+		}
+		info, err := os.Lstat(file)
+		if file == source {
+			info, err = os.Stat(file) // the source may be a link to what is meant
+		}
+		if err != nil {
+			return err
+		}
+		n, err := PackEntry(w, file, inside, info)
+		done += n
+		if report != nil {
+			report(inside, done)
+		}
+		return err
+	})
+}
+
+// PackEntry writes one entry and returns how many bytes of content it had.
+func PackEntry(w *tar.Writer, file, name string, info os.FileInfo) (int64, error) {
+	link := ""
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		name += "/"
+	case mode&os.ModeSymlink != 0:
+		var err error
+		if link, err = os.Readlink(file); err != nil {
+			return 0, err
+		}
+	case !mode.IsRegular():
+		return 0, nil
+	}
+	header, err := tar.FileInfoHeader(info, link)
+	if err != nil {
+		return 0, err
+	}
+	header.Name, header.Format = name, tar.FormatPAX
+	header.Uid, header.Gid, header.Uname, header.Gname = 0, 0, "", "" // the sandbox has users of its own
+	if !info.Mode().IsRegular() {
+		return 0, w.WriteHeader(header)
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := w.WriteHeader(header); err != nil {
+		return 0, err
+	}
+	n, err := io.CopyN(w, f, header.Size)
+	if errors.Is(err, io.EOF) {
+		return n, sandbox.Errorf("native.Pack", sandbox.Conflict, file, "the file became shorter while it was read")
+	}
+	return n, err
+}
+
+// Unpack extracts an archive into dir, which is made when it is
 // missing. name, if any, replaces the archive's root: its only file, or the
 // directory "./". The archive is not trusted: os.Root keeps everything below dir,
 // whatever links the archive may have planted before.
-func unpack(archive io.Reader, dir, name string) error {
-	const op = "atoll cp"
+func Unpack(archive io.Reader, dir, name string) error {
+	const op = "native.Unpack"
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return sandbox.E(op, sandbox.Denied, dir, err)
 	}
@@ -41,7 +116,7 @@ func unpack(archive io.Reader, dir, name string) error {
 			continue
 		}
 		if !filepath.IsLocal(h.Name) {
-			return sandbox.Errorf(op, sandbox.Invalid, h.Name, "the sandbox sent a name that leads out of the target")
+			return sandbox.Errorf(op, sandbox.Invalid, h.Name, "the archive holds a name that leads out of the target")
 		}
 		if err := unpackOne(root, h, r); err != nil {
 			return sandbox.E(op, "", filepath.Join(dir, h.Name), err)
@@ -84,14 +159,14 @@ func unpackOne(root *os.Root, h *tar.Header, content io.Reader) error {
 		}
 		return root.Symlink(h.Linkname, h.Name)
 	case tar.TypeReg:
-		return unpackFile(root, h, content)
+		return UnpackFile(root, h, content)
 	}
 	return nil // devices and the like, which no sandbox of ours sends
 }
 
-// unpackFile writes a file under another name and then renames it, so that no
+// UnpackFile writes a file under another name and then renames it, so that no
 // interruption leaves half a file where a whole one was.
-func unpackFile(root *os.Root, h *tar.Header, content io.Reader) error {
+func UnpackFile(root *os.Root, h *tar.Header, content io.Reader) error {
 	temp := path.Join(path.Dir(h.Name), ".atoll-"+rand.Text())
 	f, err := root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
