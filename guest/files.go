@@ -18,8 +18,8 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// Paths are absolute, or relative to the sandbox's default working directory or
-// the user's home; "~" is the home. They may hold any bytes but NUL.
+// Paths are absolute, or relative to the user's home, as is "~". They may hold
+// any bytes but NUL.
 
 // Entry describes a file, a directory or a symlink.
 type Entry struct {

@@ -51,8 +51,10 @@ func TestPathsAreResolved(t *testing.T) {
 		}
 	}
 	s.workdir = "/work"
-	if got, _ := s.resolve("f", account{home: "/home/u"}); got != "/work/f" {
-		t.Errorf("got %q", got)
+	for path, want := range map[string]string{"": "/work", "f": "/home/u/f"} {
+		if got, _ := s.resolve(path, account{home: "/home/u"}); got != want {
+			t.Errorf("with a working directory, %q: got %q, want %q", path, got, want)
+		}
 	}
 }
 

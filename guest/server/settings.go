@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"crypto/subtle"
 	"errors"
 	"maps"
@@ -76,8 +77,10 @@ func (s *settings) account(spec string) (account, error) {
 	return self(known), nil
 }
 
-// resolve turns a path from the wire into an absolute one: "~" is the home,
-// and a relative path starts at the default working directory or the home.
+// resolve turns a path from the wire into an absolute one: "~" is the home, a
+// relative path starts at the home, and no path at all is the default working
+// directory if there is one. E2B's clients count on root's files landing in
+// root's home whatever the image's working directory.
 func (s *settings) resolve(path string, acct account) (string, error) {
 	path = wire.DecodeName(path)
 	if strings.ContainsRune(path, 0) {
@@ -87,11 +90,11 @@ func (s *settings) resolve(path string, acct account) (string, error) {
 		path = acct.home + path[1:]
 	}
 	if !filepath.IsAbs(path) {
-		s.mu.RLock()
-		base := s.workdir
-		s.mu.RUnlock()
-		if base == "" {
-			base = acct.home
+		base := acct.home
+		if path == "" {
+			s.mu.RLock()
+			base = cmp.Or(s.workdir, base)
+			s.mu.RUnlock()
 		}
 		path = filepath.Join(base, path)
 	}
