@@ -109,7 +109,7 @@ func inventory(t testing.TB) string {
 	have = append(have, names...)
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	must(t, err)
-	have = append(have, fmt.Sprint(strings.Count(string(mounts), "nsfs"), " namespaces"))
+	have = append(have, fmt.Sprint(strings.Count(string(mounts), " "+netnsDir+"/"), " named namespaces"))
 	c, err := nftables.New()
 	must(t, err)
 	tables, err := c.ListTables()

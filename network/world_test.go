@@ -65,12 +65,24 @@ func prepareHost() error {
 		return err
 	}
 	hostNS = fmt.Sprintf("/proc/self/fd/%d", fd)
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return err
+	}
+	// Let go of the namespaces that others named: they come and go as they like.
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); strings.Contains(line, " nsfs ") && strings.HasPrefix(f[4], netnsDir) {
+			_ = unix.Unmount(f[4], unix.MNT_DETACH) // perhaps gone meanwhile
+		}
+	}
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return err
 	}
 	return errors.Join(
-		unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
 		unix.Mount("tmpfs", "/run", "tmpfs", 0, ""),
 		os.MkdirAll(netnsDir, 0o755),
 		netlink.LinkSetUp(lo))
