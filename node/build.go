@@ -123,7 +123,12 @@ func (n *Node) runBuild(templateID, buildID string, req BuildRequest, log *build
 			if t.Tags == nil {
 				t.Tags = make(map[string]string)
 			}
-			t.Tags[defaultTag] = buildID
+			if len(b.Tags) == 0 {
+				b.Tags = []string{defaultTag}
+			}
+			for _, tag := range b.Tags {
+				t.Tags[tag] = buildID
+			}
 		}
 		t.Builds, old = retire(*t)
 		return nil

@@ -195,6 +195,7 @@ type Build struct {
 	Root      string            `json:"root,omitempty"`     // digest of the image's root
 	Snapshot  string            `json:"snapshot,omitempty"` // ID; empty when the template boots from its image
 	Resources sandbox.Resources `json:"resources"`
+	Tags      []string          `json:"tags,omitempty"` // that the template gets once the build is ready; none: the default one
 	StartCmd  string            `json:"startCmd,omitempty"`
 	ReadyCmd  string            `json:"readyCmd,omitempty"`
 }
