@@ -55,5 +55,6 @@ func release() string {
 	if err != nil {
 		return "of unknown release"
 	}
-	return strings.TrimSpace(string(text))
+	number, _, _ := strings.Cut(strings.TrimSpace(string(text)), "-") // what follows is the distribution's
+	return number
 }
