@@ -25,6 +25,7 @@ import (
 type Backend interface {
 	Sandboxes
 	Snapshots
+	Worktrees
 	Images
 	Templates
 	Host

@@ -54,6 +54,7 @@ func routes() []route {
 	all = append(all, hostRoutes()...)
 	all = append(all, sandboxRoutes()...)
 	all = append(all, snapshotRoutes()...)
+	all = append(all, worktreeRoutes()...)
 	all = append(all, imageRoutes()...)
 	all = append(all, templateRoutes()...)
 	return all

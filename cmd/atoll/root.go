@@ -153,7 +153,7 @@ func (a *app) root() *cobra.Command {
 	in("run", a.runCommand(), a.createCommand(), a.execCommand(), a.shellCommand(), a.cpCommand(), a.syncCommand(),
 		a.portCommand(), a.removeCommand())
 	in("state", a.pauseCommand(), a.resumeCommand(), a.snapshotCommand(), a.restoreCommand(), a.forkCommand(),
-		a.diffCommand())
+		a.diffCommand(), a.mergeCommand())
 	in("look", a.listCommand(), a.inspectCommand(), a.logsCommand(), a.statsCommand(), a.topCommand(), a.eventsCommand(),
 		a.waitCommand())
 	in("things", a.imageCommand(), a.templateCommand(), a.poolCommand(), a.keyCommand(), a.renameCommand(), a.ttlCommand(),

@@ -253,6 +253,9 @@ func (a *app) diffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if sb.Spec.Root.Kind == sandbox.RootRepository {
+				return b.Diff(cmd.Context(), sb.ID, a.stdout)
+			}
 			return printChanges(cmd.Context(), b, sb.ID, a.stdout)
 		},
 	}
@@ -300,4 +303,51 @@ func changeOf(h *tar.Header) (kind, name string) {
 		return "", ""
 	}
 	return "A", name
+}
+
+func (a *app) mergeCommand() *cobra.Command {
+	var f format
+	var squash, apply bool
+	var req native.MergeRequest
+	cmd := &cobra.Command{
+		Use: "merge SANDBOX", Short: "Bring a worktree sandbox's work back into its repository", Args: exact("a sandbox"),
+		Long: "Merge commits what was done in a sandbox that was made from a git repository and merges it into the branch which\n" +
+			"that repository has checked out. On a conflict nothing is changed and the files are named.",
+		Example: "  atoll create --runtime worktree --name fix .\n  atoll diff fix\n  atoll merge fix --squash -m 'fix the parser'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if squash && apply {
+				return usageError("", "choose one", "--squash makes a commit and --apply makes none")
+			}
+			if squash {
+				req.Mode = native.MergeSquash
+			} else if apply {
+				req.Mode = native.MergeApply
+			}
+			b, sb, err := a.get(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			result, err := b.Merge(cmd.Context(), sb.ID, req)
+			if err != nil {
+				return err
+			}
+			if done, err := f.structured(a.stdout, result); done {
+				return err
+			}
+			for _, name := range result.Files {
+				fmt.Fprintln(a.stdout, "M", printable(name))
+			}
+			if result.Head != "" {
+				fmt.Fprintf(a.stderr, "the repository is at %s now\n", shortID(result.Head))
+			}
+			return nil
+		},
+	}
+	f.flags(cmd, "")
+	cmd.Flags().BoolVar(&squash, "squash", false, "as one commit")
+	cmd.Flags().BoolVar(&apply, "apply", false, "into the working tree, without a commit")
+	cmd.Flags().BoolVarP(&req.Force, "force", "f", false, "although the repository has changes that are not committed")
+	cmd.Flags().StringVarP(&req.Message, "message", "m", "", "the commit's `message`")
+	a.completes(cmd, 1, sandboxNames())
+	return cmd
 }
