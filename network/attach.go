@@ -118,7 +118,7 @@ func (n *Network) Update(ctx context.Context, id string, policy sandbox.NetworkP
 	a.Attachment = next
 	n.mu.Unlock()
 	a.flows.cut(func(f *flow) bool { return !reachable(rules, f.name, f.addr) })
-	if err := forget(denied{from: a.block.address(), carrier: n.service.at.dns.Addr(), rules: rules}); err != nil {
+	if err := forget(denied{from: a.block.address(), carrier: n.address, rules: rules}); err != nil {
 		n.log.Warn("connections that the new policy denies linger in the connection table until they time out", "id", id, "err", err)
 	}
 	return nil

@@ -1,7 +1,10 @@
 package network
 
 import (
+	"crypto/tls"
 	"fmt"
+	"io"
+	"net"
 	"testing"
 	"time"
 
@@ -38,6 +41,56 @@ func BenchmarkAttach(b *testing.B) {
 			}
 			b.ReportMetric(float64(update.Microseconds())/float64(b.N)/1000, "update-ms")
 			b.ReportMetric(float64(detach.Microseconds())/float64(b.N)/1000, "detach-ms")
+		})
+	}
+}
+
+// BenchmarkThroughput measures a stream from a sandbox to a server: directly
+// through the kernel, and through the web proxy that reads its name first.
+func BenchmarkThroughput(b *testing.B) {
+	w := newWorld(b)
+	z := w.serveNames(b)
+	z.set("good.example", siteA)
+	n := openNetwork(b, "bench", nil)
+	var l net.Listener
+	var err error
+	within(b, w.ns, func() { l, err = net.Listen("tcp4", siteA+":443") })
+	must(b, err)
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(io.Discard, c)
+				c.Close()
+			}()
+		}
+	}()
+	first := hello(b, &tls.Config{ServerName: "good.example"})
+	block := make([]byte, 1<<20)
+	for id, policy := range map[string]sandbox.NetworkPolicy{
+		"direct":  open,
+		"proxied": {AllowOut: []string{"good.example"}},
+	} {
+		b.Run(id, func(b *testing.B) {
+			l, err := n.Attach(b.Context(), id, policy)
+			must(b, err)
+			defer func() { must(b, n.Detach(b.Context(), id)) }()
+			c, err := dialFrom(b, l.NetNS, siteA+":443")
+			must(b, err)
+			defer c.Close()
+			_, err = c.Write(first)
+			must(b, err)
+			b.SetBytes(int64(len(block)))
+			for b.Loop() {
+				_, err := c.Write(block)
+				must(b, err)
+			}
+			must(b, c.(*net.TCPConn).CloseWrite())
+			_, _ = c.Read(block) // until all has arrived
 		})
 	}
 }

@@ -86,11 +86,8 @@ func (r *resolver) answer(ctx context.Context, rules *rules, query []byte, tcp b
 	if tcp {
 		limit = math.MaxUint16
 	}
-	switch judge(rules, q) {
-	case refuse:
+	if !allowed(rules, q) {
 		return pack(head, &q, dnsmessage.Message{Header: dnsmessage.Header{RCode: dnsmessage.RCodeRefused}}, limit)
-	case empty:
-		return pack(head, &q, dnsmessage.Message{}, limit)
 	}
 	m, err := r.exchange(ctx, q)
 	if err != nil {
@@ -120,30 +117,18 @@ func parseQuery(raw []byte) (q dnsmessage.Question, head dnsmessage.Header, limi
 	return questions[0], head, limit, true
 }
 
-type judgement int
-
-const (
-	forward judgement = iota
-	empty             // the name exists, but not with this type
-	refuse
-)
-
-// judge decides what becomes of a question. Service bindings are withheld: they
-// carry addresses past the filter, and keys that hide names from the proxy.
-func judge(rules *rules, q dnsmessage.Question) judgement {
-	if q.Class != dnsmessage.ClassINET || !rules.decideName(q.Name.String()) {
-		return refuse
-	}
+// allowed decides whether a question may be asked at all.
+func allowed(rules *rules, q dnsmessage.Question) bool {
 	switch q.Type {
 	case typeANY, typeAXFR, typeIXFR:
-		return refuse
-	case dnsmessage.TypeAAAA, typeSVCB, typeHTTPS:
-		return empty
+		return false
 	}
-	return forward
+	return q.Class == dnsmessage.ClassINET && rules.decideName(q.Name.String())
 }
 
-// filter returns an answer without what the sandbox must not be led to.
+// filter returns an answer without what the sandbox must not be led to. Service
+// bindings are withheld: they carry addresses past the filter, and keys that hide
+// names from the proxy. IPv6 addresses would lead nowhere.
 func filter(rules *rules, name string, m dnsmessage.Message) dnsmessage.Message {
 	out := dnsmessage.Message{Header: dnsmessage.Header{RCode: m.RCode}, Authorities: m.Authorities}
 	for _, rr := range m.Answers {

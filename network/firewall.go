@@ -13,8 +13,9 @@ import (
 
 const (
 	tablePrefix = "atoll_" // of the tables of all nodes
-	// maxConnections bounds what one sandbox takes of the host's connection table.
-	maxConnections = 4096
+	// maxConnections bounds what one sandbox takes of the host's connection table,
+	// which commonly holds 262144.
+	maxConnections = 8192
 	// netlinkBuffer in bytes holds a whole table with thousands of sandboxes in one transaction.
 	netlinkBuffer = 64 << 20
 	// maxElements of one message: an attribute's length has 16 bits.

@@ -204,10 +204,12 @@ func (l *links) serviceAddress() (netip.Addr, error) {
 		// Scope host: never chosen as the source of the host's own traffic.
 		err := netlink.AddrAdd(lo, &netlink.Addr{
 			IPNet: ipNet(netip.PrefixFrom(addr, 32)), Label: l.label(), Scope: int(netlink.SCOPE_HOST)})
-		if errors.Is(err, unix.EEXIST) {
-			continue
+		switch {
+		case err == nil:
+			return addr, nil
+		case !errors.Is(err, unix.EEXIST):
+			return netip.Addr{}, err
 		}
-		return addr, err
 	}
 	return netip.Addr{}, errFull
 }
@@ -304,7 +306,8 @@ func unbindNetNS(path string) error {
 }
 
 // configureHost sets up the host's end. Only this device forwards, whatever the
-// host's other devices do; it has no IPv6 and answers ARP for the gateway alone.
+// host's other devices do; it has no IPv6, answers ARP for the gateway
+// alone and takes no advice on routes.
 func configureHost(b block) error {
 	dev := b.device()
 	for _, s := range [][2]string{
@@ -312,6 +315,7 @@ func configureHost(b block) error {
 		{"ipv4/conf/" + dev + "/forwarding", "1"},
 		{"ipv4/conf/" + dev + "/arp_ignore", "1"},
 		{"ipv4/conf/" + dev + "/send_redirects", "0"},
+		{"ipv4/conf/" + dev + "/accept_redirects", "0"},
 	} {
 		if err := setSysctl(s[0], s[1]); err != nil {
 			return err

@@ -83,6 +83,12 @@ func TestNamesResolveOnlyWhereThePolicyAllowsThem(t *testing.T) {
 	if m := resolve(t, l.NetNS, "udp4", l.Gateway.String(), "both.good.example", dnsmessage.TypeAAAA); m.RCode != 0 || len(m.Answers) != 0 {
 		t.Errorf("IPv6: got %v", m)
 	}
+	if m := resolve(t, l.NetNS, "udp4", l.Gateway.String(), "no.good.example", dnsmessage.TypeAAAA); m.RCode != dnsmessage.RCodeNameError {
+		t.Errorf("IPv6 of a name that does not exist: got %v", m)
+	}
+	if m := resolve(t, l.NetNS, "udp4", l.Gateway.String(), "good.example", typeANY); m.RCode != dnsmessage.RCodeRefused {
+		t.Errorf("everything about a name: got %v", m)
+	}
 	if m := resolve(t, l.NetNS, "udp4", l.Gateway.String(), "big.good.example", dnsmessage.TypeA); !m.Truncated || len(m.Answers) != 0 {
 		t.Errorf("a big answer by UDP: truncated %v, %d answers", m.Truncated, len(m.Answers))
 	}

@@ -68,6 +68,7 @@ type Network struct {
 	links    *links
 	firewall *firewall
 	resolver *resolver
+	address  netip.Addr // of the service, on the loopback device
 	service  *service
 	ready    chan block // prewarmed links; nil without
 	stop     context.CancelFunc
@@ -144,6 +145,11 @@ func lockDir(dir string) (*os.File, error) {
 
 // start adopts what exists, writes the table and begins to serve.
 func (n *Network) start() (err error) {
+	defer func() {
+		if err != nil && len(n.byID) == 0 && n.address.IsValid() {
+			err = errors.Join(err, n.uninstall())
+		}
+	}()
 	if err := n.adopt(); err != nil {
 		return err
 	}
@@ -154,13 +160,12 @@ func (n *Network) start() (err error) {
 	if err != nil {
 		return err
 	}
-	addr, err := n.links.serviceAddress()
-	if err != nil {
+	if n.address, err = n.links.serviceAddress(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	n.stop = cancel
-	if n.service, err = serve(ctx, n, addr); err != nil {
+	if n.service, err = serve(ctx, n, n.address); err != nil {
 		cancel()
 		return err
 	}
@@ -256,7 +261,7 @@ func (n *Network) Stats(id string) (rx, tx int64, err error) {
 	return rx, tx, explain(op, id, err)
 }
 
-// Close stops serving. Attachments stay and keep their rules, without names,
+// Close stops serving; it is called once. Attachments stay and keep their rules, without names,
 // until the directory is opened again; if there are none, nothing is left.
 func (n *Network) Close() error {
 	n.stop()
@@ -278,5 +283,5 @@ func (n *Network) uninstall() error {
 	if err == nil && others == 0 {
 		err = restoreForwarding()
 	}
-	return errors.Join(err, n.links.removeServiceAddress(n.service.at.dns.Addr()))
+	return errors.Join(err, n.links.removeServiceAddress(n.address))
 }

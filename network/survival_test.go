@@ -365,6 +365,20 @@ func TestMisuseIsRefused(t *testing.T) {
 	}
 }
 
+func TestFailedOpenLeavesNothing(t *testing.T) {
+	newWorld(t)
+	small := func(c *Config) { c.Pool = netip.MustParsePrefix("198.18.7.0/26") }
+	for _, prefix := range []string{"a", "b", "c", "d"} {
+		openNetwork(t, prefix, small)
+	}
+	before := inventory(t)
+	cfg := Config{Dir: t.TempDir(), Prefix: "e"}
+	small(&cfg)
+	_, err := Open(cfg)
+	kind(t, "no service address is left", err, sandbox.Exhausted)
+	same(t, "left on the host", inventory(t), before)
+}
+
 func kind(t testing.TB, what string, err error, want sandbox.Kind) {
 	t.Helper()
 	if !sandbox.Is(err, want) {
