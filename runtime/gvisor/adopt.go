@@ -31,7 +31,7 @@ func (r *Runtime) adopt() error {
 			}
 			continue
 		}
-		known[d.Name()] = true
+		known[b.rec.Group] = true
 		r.boxes[d.Name()] = b
 		r.takeOver(b)
 	}
@@ -66,7 +66,7 @@ func (r *Runtime) takeOver(b *box) {
 	if b.rec.State == sandbox.Error {
 		return
 	}
-	s := &sentry{dir: b.dir, group: r.groups.group(b.rec.Spec.ID), proc: b.rec.Sentry, gofer: b.rec.Gofer}
+	s := &sentry{dir: b.dir, group: r.groups.group(b.rec.Group), proc: b.rec.Sentry, gofer: b.rec.Gofer}
 	err := s.proc.open()
 	if err == nil && s.gofer != nil {
 		err = s.gofer.open()

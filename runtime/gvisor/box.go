@@ -22,7 +22,12 @@ type record struct {
 	Sentry    *process          `json:"sentry,omitempty"`
 	Gofer     *process          `json:"gofer,omitempty"`
 	Images    images            `json:"images"`
-	Ooms      int64             `json:"ooms,omitempty"` // processes killed for want of memory so far
+	Group     string            `json:"group"` // control group
+}
+
+// shape is what the sandbox's sentry is told at boot.
+func (r record) shape() shape {
+	return shape{root: r.Spec.Root.Path, images: r.Images, res: r.Resources}
 }
 
 // images names the images of ours that a sandbox uses, in Runtime.images.

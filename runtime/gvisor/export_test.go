@@ -25,3 +25,6 @@ func (r *Runtime) SentryPID(id string) int {
 	}
 	return s.proc.PID
 }
+
+// Prefix is the default name of the parent control group.
+func Prefix(dir string) string { return prefix(dir) }

@@ -93,8 +93,7 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, sandbox.E(op, sandbox.Invalid, cfg.Dir, err)
 	}
 	if cfg.Prefix == "" {
-		sum := blake3.Sum256([]byte(cfg.Dir))
-		cfg.Prefix = fmt.Sprintf("atoll-%x", sum[:5])
+		cfg.Prefix = prefix(cfg.Dir)
 	}
 	if cfg.Executable == "" {
 		cfg.Executable = "/proc/self/exe"
@@ -116,6 +115,12 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// prefix is the default name of the parent control group.
+func prefix(dir string) string {
+	sum := blake3.Sum256([]byte(dir))
+	return fmt.Sprintf("atoll-%x", sum[:5])
 }
 
 // open does the part of New that needs the directory's lock.

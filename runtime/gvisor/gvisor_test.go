@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -78,10 +79,85 @@ func TestConformanceOnTheHostsRoot(t *testing.T) {
 	})
 }
 
+// root makes the tests' EROFS root once.
+var root = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "atoll-root-")
+	if err != nil {
+		return "", err
+	}
+	return gvisor.MakeRoot(dir)
+})
+
+// erofsSpec returns a spec with the tests' EROFS root and without network.
+func erofsSpec(t testing.TB, id string) sandbox.Spec {
+	t.Helper()
+	path, err := root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sandbox.Spec{
+		ID: id, Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: path, Digest: "blake3:test"}, Network: sandbox.NetworkNone,
+	}
+}
+
+// conformance: FR1.1 FR1.4 FR5.1 FR5.2 FR5.3
+func TestConformanceOnAnEROFSRoot(t *testing.T) {
+	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
+		dir := t.TempDir()
+		r := open(t, dir)
+		return runtimetest.Subject{
+			Runtime: r,
+			Spec:    erofsSpec(t, ""),
+			Reopen: func(t *testing.T) sandbox.Runtime {
+				r.Abandon()
+				r = open(t, dir)
+				return r
+			},
+			Kill:      func(t *testing.T, id string) { kill(t, r, id) },
+			Removable: "/removable/file",
+			Traces:    func(t *testing.T) []string { return traces(t, dir) },
+		}
+	})
+}
+
 // kill ends a sandbox's sentry from outside.
 func kill(t *testing.T, r *gvisor.Runtime, id string) {
 	t.Helper()
 	if err := unix.Kill(r.SentryPID(id), unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// traces lists what the sandboxes of a runtime in dir have on this host.
+func traces(t testing.TB, dir string) []string {
+	t.Helper()
+	var out []string
+	procs, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		if line, err := os.ReadFile(p); err == nil && strings.Contains(string(line), dir) && strings.HasPrefix(string(line), "atoll-") {
+			out = append(out, "process "+filepath.Dir(p)+": "+strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir) {
+			out = append(out, "mount "+line)
+		}
+	}
+	prefix := gvisor.Prefix(dir)
+	groups, _ := filepath.Glob("/sys/fs/cgroup/" + prefix + "/*")
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + prefix + "/*")
+	for _, g := range append(groups, v1...) {
+		if st, err := os.Stat(g); err == nil && st.IsDir() {
+			out = append(out, "control group "+g)
+		}
+	}
+	files, _ := filepath.Glob(filepath.Join(dir, "s", "*"))
+	return append(out, files...)
 }

@@ -7,10 +7,12 @@ import (
 	"reflect"
 
 	"gvisor.dev/gvisor/pkg/abi/linux"
+	"gvisor.dev/gvisor/pkg/context"
 	"gvisor.dev/gvisor/pkg/control/server"
 	"gvisor.dev/gvisor/pkg/fspath"
 	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/sentry/kernel"
+	"gvisor.dev/gvisor/pkg/sentry/kernel/auth"
 	"gvisor.dev/gvisor/pkg/sentry/socket/netstack"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
 	"gvisor.dev/gvisor/pkg/urpc"
@@ -30,9 +32,9 @@ type Inside struct {
 
 // The names of the calls.
 const (
-	callConnect   = "Inside.Connect"
-	callSave      = "Inside.Save"
-	callWriteFile = "Inside.WriteFile"
+	callConnect  = "Inside.Connect"
+	callSave     = "Inside.Save"
+	callIdentify = "Inside.Identify"
 )
 
 // serveInside registers the calls once the guest runs. Connections that a
@@ -89,33 +91,55 @@ func (in *Inside) Save(args *control.SaveOpts, _ *struct{}) error {
 	return in.checkpoint(args)
 }
 
-// WriteFileArgs asks for a file of the sandbox to be replaced.
-type WriteFileArgs struct {
-	Path string // absolute
-	Data []byte
+// IdentifyArgs is what tells one sandbox from another that began alike.
+type IdentifyArgs struct {
+	Hostname string
+	Files    map[string]string // content by absolute path
 }
 
-// WriteFile replaces the content of a file that exists in the sandbox's root.
-func (in *Inside) WriteFile(args *WriteFileArgs, _ *struct{}) error {
+// Identify sets the host name and writes files, which the guest itself may not
+// be allowed to do. It replaces whatever has a file's name.
+func (in *Inside) Identify(args *IdentifyArgs, _ *struct{}) error {
 	ctx := in.kernel.SupervisorContext()
 	leader := in.kernel.GlobalInit().Leader()
 	if leader == nil {
 		return errors.New("the sandbox has ended")
 	}
+	leader.UTSNamespace().SetHostName(ctx, args.Hostname)
 	mounts := leader.MountNamespace()
+	if mounts == nil {
+		return errors.New("the sandbox is ending")
+	}
 	root := mounts.Root(ctx)
 	defer root.DecRef(ctx)
-	file, err := in.kernel.VFS().OpenAt(ctx, leader.Credentials(), &vfs.PathOperation{
-		Root: root, Start: root, Path: fspath.Parse(path.Clean("/" + args.Path)),
-	}, &vfs.OpenOptions{Flags: linux.O_WRONLY | linux.O_TRUNC})
+	for name, text := range args.Files {
+		if err := in.writeFile(ctx, root, leader.Credentials(), name, text); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// writeFile replaces a file of the sandbox.
+func (in *Inside) writeFile(ctx context.Context, root vfs.VirtualDentry, creds *auth.Credentials, name, text string) error {
+	at := &vfs.PathOperation{Root: root, Start: root, Path: fspath.Parse(path.Clean("/" + name))}
+	// A link may lead nowhere, as on systems with a resolver of their own.
+	if stat, err := in.kernel.VFS().StatAt(ctx, creds, at, &vfs.StatOptions{Mask: linux.STATX_TYPE}); err == nil && stat.Mode&linux.S_IFMT != linux.S_IFREG {
+		if err := in.kernel.VFS().UnlinkAt(ctx, creds, at); err != nil {
+			return err
+		}
+	}
+	file, err := in.kernel.VFS().OpenAt(ctx, creds, at, &vfs.OpenOptions{
+		Flags: linux.O_WRONLY | linux.O_TRUNC | linux.O_CREAT, Mode: 0o644,
+	})
 	if err != nil {
-		return fmt.Errorf("open %s: %w", args.Path, err)
+		return err
 	}
 	defer file.DecRef(ctx)
-	for data := args.Data; len(data) > 0; {
+	for data := []byte(text); len(data) > 0; {
 		n, err := file.Write(ctx, usermem.BytesIOSequence(data), vfs.WriteOptions{})
 		if err != nil {
-			return fmt.Errorf("write %s: %w", args.Path, err)
+			return err
 		}
 		data = data[n:]
 	}

@@ -73,7 +73,7 @@ func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state 
 	s, err := r.launch(ctx, b, state)
 	if err == nil {
 		b.mu.Lock()
-		b.sentry, b.rec.State, b.rec.Sentry, b.rec.Gofer = s, sandbox.Running, s.proc, s.gofer
+		b.sentry, b.rec.State, b.rec.Sentry, b.rec.Gofer, b.rec.Group = s, sandbox.Running, s.proc, s.gofer, s.group.name
 		if err = b.save(); err == nil {
 			r.watch(b, s)
 		}
@@ -95,20 +95,23 @@ func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state 
 // launch boots a sentry for the box and starts or restores the guest in it. It
 // returns nil with an error.
 func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, err error) {
-	spec := b.rec.Spec
-	f, err := r.files(spec, b.rec.Images)
-	if err != nil {
+	spec, want := b.rec.Spec, b.rec.shape()
+	if err := r.checkFiles(spec, want); err != nil {
 		return nil, err
 	}
-	res := b.rec.Resources
-	l := plan(spec, res, f, b.dir)
-	var tar []byte
-	if state == "" {
-		tar = presets(l.spec.Hostname, spec.Link)
+	if len(spec.Mounts) == 0 {
+		if s = r.pool.take(want); s != nil {
+			if err := os.Rename(s.dir, b.dir); err != nil {
+				go r.pool.discard([]*sentry{s})
+				return nil, err
+			}
+			s.dir = b.dir
+		}
 	}
-	s, err = r.boot(ctx, b.dir, r.groups.group(spec.ID), l, res, tar)
-	if err != nil {
-		return nil, fmt.Errorf("boot the sentry: %w", err)
+	if s == nil {
+		if s, err = r.boot(ctx, b.dir, spec.ID, want, spec.Mounts); err != nil {
+			return nil, fmt.Errorf("boot the sentry: %w", err)
+		}
 	}
 	if state == "" {
 		err = s.begin(ctx, spec.Link)
@@ -118,9 +121,12 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 	if err == nil {
 		err = s.awaitGuest(ctx)
 	}
+	if err == nil {
+		err = s.identify(ctx, spec, state == "")
+	}
 	if err != nil {
 		if s.group.outOfMemory() > 0 {
-			err = sandbox.Errorf("", sandbox.Exhausted, "", "out of memory: %d bytes are too few: %w", res.Memory, err)
+			err = sandbox.Errorf("", sandbox.Exhausted, "", "out of memory: %d bytes are too few: %w", want.res.Memory, err)
 		}
 		err = errors.Join(err, s.lastWords(), s.end())
 		return nil, err
@@ -128,25 +134,31 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 	return s, nil
 }
 
-// files finds what the sandbox's file systems are made from.
-func (r *Runtime) files(spec sandbox.Spec, imgs images) (files, error) {
-	f := files{root: spec.Root.Path, agent: filepath.Join(r.images(), imgs.Agent)}
-	if spec.Root.Kind == sandbox.RootHost {
-		f.root, f.binds = filepath.Join(r.images(), imgs.Host), r.host.binds
+// files finds what a shape is made of.
+func (r *Runtime) files(want shape) files {
+	f := files{root: want.root, agent: filepath.Join(r.images(), want.images.Agent)}
+	if want.images.Host != "" {
+		f.root, f.binds = filepath.Join(r.images(), want.images.Host), r.host.binds
 	}
-	st, err := os.Stat(f.root)
+	return f
+}
+
+// checkFiles says what is missing on the host.
+func (r *Runtime) checkFiles(spec sandbox.Spec, want shape) error {
+	root := r.files(want).root
+	st, err := os.Stat(root)
 	if err != nil {
-		return files{}, sandbox.E("", sandbox.NotFound, "", err).WithHint("the image of the root is gone; build or pull it again")
+		return sandbox.E("", sandbox.NotFound, "", err).WithHint("the image of the root is gone; build or pull it again")
 	}
 	if !st.Mode().IsRegular() {
-		return files{}, sandbox.Errorf("", sandbox.Invalid, "", "%s is not an EROFS image", f.root)
+		return sandbox.Errorf("", sandbox.Invalid, "", "%s is not an EROFS image", root)
 	}
 	for _, m := range spec.Mounts {
 		if _, err := os.Stat(m.Source); err != nil {
-			return files{}, sandbox.E("", sandbox.NotFound, "", err)
+			return sandbox.E("", sandbox.NotFound, "", err)
 		}
 	}
-	return f, nil
+	return nil
 }
 
 // makeKind is the kind of a failed create or restore.
@@ -308,7 +320,7 @@ func (r *Runtime) destroy(op string, b *box) error {
 	if s != nil {
 		err = s.end()
 	} else {
-		err = r.groups.group(b.rec.Spec.ID).remove()
+		err = r.groups.group(b.rec.Group).remove()
 	}
 	if err != nil {
 		return sandbox.E(op, "", b.rec.Spec.ID, err)

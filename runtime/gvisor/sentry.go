@@ -37,11 +37,13 @@ type sentry struct {
 	panics *os.File // receives the sentry's last words; nil for an adopted one
 }
 
-// boot starts a sentry for the layout in dir, inside group, and returns when it
-// waits for its orders (start or restore) on the control socket. A failed boot
-// leaves no process.
-func (r *Runtime) boot(ctx context.Context, dir string, g *group, l layout, res sandbox.Resources, tar []byte) (*sentry, error) {
-	s := &sentry{dir: dir, group: g}
+// boot starts a sentry of a shape in dir, inside the control group, and returns
+// when it waits for its orders (start or restore) on the control socket. mounts
+// are those that the user wants. A failed boot leaves no process and no group.
+func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, mounts []sandbox.Mount) (*sentry, error) {
+	s := &sentry{dir: dir, group: r.groups.group(groupName)}
+	g, res := s.group, want.res
+	l := plan(r.files(want), mounts, res, dir)
 	b, err := json.Marshal(l.spec)
 	if err != nil {
 		return nil, err
@@ -52,7 +54,7 @@ func (r *Runtime) boot(ctx context.Context, dir string, g *group, l layout, res 
 	var d, gd donation // of the sentry and of the gofer
 	defer d.close()
 	defer gd.close()
-	sync, err := s.prepare(&d, &gd, l, tar)
+	sync, err := s.prepare(&d, &gd, l)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +89,7 @@ func (r *Runtime) boot(ctx context.Context, dir string, g *group, l layout, res 
 
 // prepare opens what the sentry gets, d, and what the gofer gets, gd. sync is our
 // end of the pipe on which the sentry says that it is ready.
-func (s *sentry) prepare(d, gd *donation, l layout, tar []byte) (sync *os.File, err error) {
+func (s *sentry) prepare(d, gd *donation, l layout) (sync *os.File, err error) {
 	for _, image := range l.images {
 		if image != "" {
 			err = d.open("io-fds", image, os.O_RDONLY)
@@ -116,13 +118,11 @@ func (s *sentry) prepare(d, gd *donation, l layout, tar []byte) (sync *os.File, 
 	if err := d.open("spec-fd", filepath.Join(s.dir, "config.json"), os.O_RDONLY); err != nil {
 		return nil, err
 	}
-	if tar != nil {
-		f, err := memFile("presets", tar, len(tar))
-		if err != nil {
-			return nil, err
-		}
-		d.give("rootfs-upper-tar-fd", f)
+	overlay, err := memFile("presets", presets, len(presets))
+	if err != nil {
+		return nil, err
 	}
+	d.give("rootfs-upper-tar-fd", overlay)
 	// The guest agent's own output, of which the first 64 KiB are kept until the sandbox runs.
 	if s.panics, err = memFile("output", nil, 64<<10); err != nil {
 		return nil, err
@@ -336,6 +336,19 @@ func (s *sentry) restore(ctx context.Context, link *sandbox.Link, dir string) er
 		opts.FilePayload.Files = append(opts.FilePayload.Files, f)
 	}
 	return call(ctx, s.dir, boot.ContMgrRestore, &opts, nil)
+}
+
+// identify tells the running sandbox who it is.
+func (s *sentry) identify(ctx context.Context, spec sandbox.Spec, fresh bool) error {
+	host := hostname(spec)
+	args := IdentifyArgs{Hostname: host, Files: map[string]string{"/etc/hostname": host + "\n"}}
+	if fresh {
+		args.Files["/etc/hosts"] = "127.0.0.1\tlocalhost " + host + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	}
+	if spec.Link != nil {
+		args.Files["/etc/resolv.conf"] = "nameserver " + spec.Link.Gateway.String() + "\noptions edns0\n"
+	}
+	return call(ctx, s.dir, callIdentify, &args, nil)
 }
 
 // connect joins the sentry's end of a socket pair with a port of the sandbox.

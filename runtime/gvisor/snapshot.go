@@ -116,7 +116,7 @@ func (s *sentry) save(ctx context.Context, b *box, images, dir string, paused bo
 		}
 	}
 	for _, name := range b.rec.Images.list() {
-		if err := copyFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
+		if err := linkFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
 			return err
 		}
 	}
@@ -229,6 +229,15 @@ func fullDisk(dir string, err error) error {
 		return errors.Join(unix.ENOSPC, err)
 	}
 	return err
+}
+
+// linkFile makes dst the same file as src, which nobody changes, or a copy of it
+// where that is not possible.
+func linkFile(dst, src string) error {
+	if err := os.Link(src, dst); err == nil {
+		return nil
+	}
+	return copyFile(dst, src)
 }
 
 // copyFile copies and syncs a file; file systems that can, share the blocks.

@@ -3,8 +3,7 @@ package gvisor
 import (
 	"archive/tar"
 	"bytes"
-	"fmt"
-	"net/netip"
+	"cmp"
 	"path"
 	"slices"
 	"strconv"
@@ -29,9 +28,9 @@ var capabilities = []string{
 
 // files are the host files from which a sandbox's file systems are made.
 type files struct {
-	root  string // EROFS image
-	agent string // EROFS image with the guest agent as "guest"
-	binds []sandbox.Mount
+	root  string          // EROFS image
+	agent string          // EROFS image with the guest agent as "guest"
+	binds []sandbox.Mount // of the host root
 }
 
 // layout is everything the sentry must be told at boot, as values.
@@ -44,9 +43,10 @@ type layout struct {
 // needsGofer reports whether host directories are visible inside.
 func (l layout) needsGofer() bool { return slices.Contains(l.images, "") }
 
-// plan turns a sandbox's spec into what gVisor understands. res is complete.
-// The order of mounts counts: a snapshot can only be restored into the same.
-func plan(s sandbox.Spec, res sandbox.Resources, f files, dir string) layout {
+// plan says in gVisor's words what a sandbox in dir is made of. The order of
+// mounts counts: a snapshot can only be restored into the same. Nothing of one
+// sandbox's own is in it, see sentry.identify.
+func plan(f files, user []sandbox.Mount, res sandbox.Resources, dir string) layout {
 	l := layout{
 		images: []string{f.root},
 		confs: specutils.GoferMountConfFlags{{
@@ -63,7 +63,7 @@ func plan(s sandbox.Spec, res sandbox.Resources, f files, dir string) layout {
 	}
 	l.images = append(l.images, f.agent)
 	l.confs = append(l.confs, specutils.GoferMountConf{Lower: specutils.Erofs, Upper: specutils.NoOverlay})
-	for _, b := range slices.Concat(f.binds, s.Mounts) {
+	for _, b := range slices.Concat(f.binds, user) {
 		m, image := mount(b)
 		mounts = append(mounts, m)
 		l.images = append(l.images, image)
@@ -73,14 +73,10 @@ func plan(s sandbox.Spec, res sandbox.Resources, f files, dir string) layout {
 		}
 		l.confs = append(l.confs, conf)
 	}
-	hostname := s.Hostname
-	if hostname == "" {
-		hostname = s.ID
-	}
 	limit := uint64(res.Pids)
 	l.spec = &specs.Spec{
 		Version:  specs.Version,
-		Hostname: hostname,
+		Hostname: "sandbox",
 		Root:     &specs.Root{Path: dir},
 		Mounts:   mounts,
 		Process: &specs.Process{
@@ -145,36 +141,23 @@ const (
 // and the limit of disk would not hold there.
 const tmpMarker = "tmp/.X11-unix"
 
-// presets is a tar of what every root needs on top of its own files: the
-// resolver's address, names of the loopback, and directories to mount over. The
-// sentry unpacks it into the sandbox's overlay at start.
-func presets(hostname string, link *sandbox.Link) []byte {
+// presets is a tar of what every root needs on top of its own files. The sentry
+// unpacks it into the sandbox's overlay at the start.
+var presets = func() []byte {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	dir := func(name string, mode int64) {
-		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./" + name + "/", Mode: mode})
-	}
-	file := func(name, text string) {
-		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "./" + name, Mode: 0o644, Size: int64(len(text))})
-		_, _ = w.Write([]byte(text))
-	}
-	_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755})
-	dir("tmp", 0o1777)
-	dir(tmpMarker, 0o1777)
-	dir("etc", 0o755)
-	file("etc/hosts", "127.0.0.1\tlocalhost "+hostname+"\n::1\tlocalhost ip6-localhost ip6-loopback\n")
-	file("etc/hostname", hostname+"\n")
-	if link != nil {
-		file("etc/resolv.conf", resolver(link.Gateway))
+	for _, d := range []struct {
+		name string
+		mode int64
+	}{{"./", 0o755}, {"./etc/", 0o755}, {"./tmp/", 0o1777}, {"./" + tmpMarker + "/", 0o1777}} {
+		_ = w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d.name, Mode: d.mode})
 	}
 	_ = w.Close() // a bytes.Buffer does not fail
 	return buf.Bytes()
-}
+}()
 
-// resolver is the content of /etc/resolv.conf.
-func resolver(gateway netip.Addr) string {
-	return fmt.Sprintf("nameserver %s\noptions edns0\n", gateway)
-}
+// hostname is what a spec's sandbox is called inside.
+func hostname(s sandbox.Spec) string { return cmp.Or(s.Hostname, s.ID) }
 
 // ours reports whether a file of the overlay, named relative to the root, was put
 // there by us and is no change that the sandbox made.
