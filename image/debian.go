@@ -1,14 +1,14 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -154,7 +154,7 @@ func settleTimes(t *tree, start int64) {
 func (o *DebianOptions) key() string {
 	packages := slices.Clone(o.Packages)
 	slices.Sort(packages)
-	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %q %q %q", o.Suite, packages, o.Script, extractScript, finishScript))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", []string{o.Suite, strings.Join(packages, " "), o.Script, setupScript, extractScript, finishScript}))
 	return fmt.Sprintf("debian:%x", sum[:16])
 }
 
@@ -173,6 +173,17 @@ func checkPackages(names []string) error {
 	}
 	return nil
 }
+
+// setupScript runs before anything else. It lays out /usr as both distributions
+// have it now and keeps the package out that would convert the older layout,
+// since that brings all of Perl into the part that is unpacked twice.
+const setupScript = `set -eu
+cd "$1"
+mkdir -p etc/apt/preferences.d usr
+printf 'Package: usrmerge\nPin: release *\nPin-Priority: -1\n' > etc/apt/preferences.d/no-usrmerge
+for d in bin sbin lib; do mkdir -p usr/$d; ln -s usr/$d $d; done
+if [ "$(dpkg --print-architecture)" = amd64 ]; then mkdir -p usr/lib64; ln -s usr/lib64 lib64; fi
+`
 
 // extractScript runs when the essential packages are extracted and before
 // they are installed: from then on dpkg skips what no sandbox reads and does
@@ -196,10 +207,19 @@ echo force-unsafe-io > etc/dpkg/dpkg.cfg.d/unsafe-io
 const finishScript = `set -eu
 cd "$1"
 sed -i -E 's/^(([^:]*:){2})[0-9]+:/\119000:/' etc/shadow
-rm -f etc/shadow- etc/passwd- etc/group- etc/gshadow- etc/dpkg/dpkg.cfg.d/unsafe-io etc/apt/apt.conf.d/99mmdebstrap
+rm -f etc/shadow- etc/passwd- etc/group- etc/gshadow- etc/dpkg/dpkg.cfg.d/unsafe-io etc/apt/apt.conf.d/99mmdebstrap etc/apt/preferences.d/no-usrmerge
 rm -f var/log/*.log var/log/apt/* var/lib/dpkg/*-old var/cache/debconf/*-old var/cache/ldconfig/aux-cache
 rm -f etc/hostname etc/resolv.conf
 `
+
+// inMemoryScript runs mmdebstrap on a file system in memory, which is seen by
+// nobody else and goes away with it. Unpacking packages is mostly waiting for
+// the disk.
+const inMemoryScript = `mount -t tmpfs -o mode=755,size="$1" atoll "$TMPDIR" && shift && exec mmdebstrap "$@"`
+
+// memoryRoom is how many bytes of memory must be available for that; half of
+// what is may be taken. The template needs some 500 MB.
+const memoryRoom = 4 << 30
 
 // mmdebstrap writes the root as a tar archive to out.
 func (s *Store) mmdebstrap(ctx context.Context, host distribution, o DebianOptions, out *os.File) error {
@@ -208,22 +228,15 @@ func (s *Store) mmdebstrap(ctx context.Context, host distribution, o DebianOptio
 		return err
 	}
 	defer remove()
-	args := []string{
-		"--variant=apt", "--format=tar",
-		"--include=" + strings.Join(append([]string{"usr-is-merged"}, o.Packages...), ","),
+	args := []string{"--variant=apt", "--format=tar"}
+	if len(o.Packages) > 0 {
+		args = append(args, "--include="+strings.Join(o.Packages, ","))
 	}
-	for _, hook := range []struct{ when, text string }{
-		{"extract", extractScript}, {"customize", o.Script}, {"customize", finishScript},
-	} {
-		if hook.text == "" {
-			continue
-		}
-		path := fmt.Sprintf("%s/hook%d", work, len(args))
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+hook.text), 0o700); err != nil { //nolint:gosec // it must be executable
-			return err
-		}
-		args = append(args, "--"+hook.when+"-hook="+path)
+	hooks, err := writeHooks(work, o.Script)
+	if err != nil {
+		return err
 	}
+	args = append(args, hooks...)
 	for _, line := range aptOptions(ctx) {
 		args = append(args, "--aptopt="+line)
 	}
@@ -231,142 +244,83 @@ func (s *Store) mmdebstrap(ctx context.Context, host distribution, o DebianOptio
 	if sources := aptSources(ctx, host, o.Suite); sources != "" {
 		args = append(args, sources)
 	}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
-	cmd.Env = append(os.Environ(), "TMPDIR="+work, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
+	root := work + "/root"
+	if err := os.Mkdir(root, 0o755); err != nil { //nolint:gosec // it becomes the root of the image
+		return err
+	}
+	if available := availableMemory(); os.Geteuid() == 0 && available >= memoryRoom {
+		script := []string{"sh", "-c", inMemoryScript, "sh", strconv.FormatInt(available/2, 10)}
+		err := o.runTool(ctx, append(script, args...), root, syscall.CLONE_NEWNS, out)
+		if err == nil || !sandbox.Is(err, sandbox.Exhausted) {
+			return err
+		}
+		s.log.Info("building on disk, since memory does not suffice", "image", o.Name)
+		if err := rewind(out); err != nil {
+			return err
+		}
+	}
+	return o.runTool(ctx, append([]string{"mmdebstrap"}, args...), root, 0, out)
+}
+
+func rewind(f *os.File) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	return f.Truncate(0)
+}
+
+// runTool runs mmdebstrap with its temporary files below tmp, in new namespaces
+// as the flags of clone(2) say.
+func (o *DebianOptions) runTool(ctx context.Context, argv []string, tmp string, namespaces uintptr, out *os.File) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // names were checked, the rest is ours
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	cmd.Env = slices.DeleteFunc(cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
-	cmd.Stdout = out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Unshareflags: namespaces}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	messages := &mmdebstrapLog{report: o.report}
-	cmd.Stderr = messages
-	if err := cmd.Run(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	cmd.Stdout, cmd.Stderr = out, messages
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
 		return messages.explain(err)
 	}
 	return nil
 }
 
-// aptOptions returns the host's settings for fetching packages, as lines of
-// apt.conf.
-func aptOptions(ctx context.Context) []string {
-	// Packages are fetched as the user that we are: the directory is closed to others.
-	options := []string{`APT::Sandbox::User "root"`, `Acquire::Languages "none"`, `Acquire::Retries "3"`}
-	out, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
+// writeHooks writes the scripts that mmdebstrap runs and returns its options
+// for them.
+func writeHooks(dir, script string) ([]string, error) {
+	var options []string
+	for n, hook := range []struct{ when, text string }{
+		{"setup", setupScript}, {"extract", extractScript}, {"customize", script}, {"customize", finishScript},
+	} {
+		if hook.text == "" {
+			continue
+		}
+		path := fmt.Sprintf("%s/hook%d", dir, n)
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+hook.text), 0o700); err != nil { //nolint:gosec // it must be executable
+			return nil, err
+		}
+		options = append(options, "--"+hook.when+"-hook="+path)
+	}
+	return options, nil
+}
+
+// availableMemory is how many bytes the host could give away without swapping;
+// 0 when it does not say.
+func availableMemory() int64 {
+	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		return options
+		return 0
 	}
-	for line := range strings.Lines(string(out)) {
-		line = strings.TrimSuffix(strings.TrimSpace(line), ";")
-		lower := strings.ToLower(line)
-		if strings.HasPrefix(lower, "acquire::http") || strings.HasPrefix(lower, "acquire::ftp") || strings.HasPrefix(lower, "acquire::check-") {
-			options = append(options, line)
+	for line := range strings.Lines(string(text)) {
+		var kib int64
+		if n, _ := fmt.Sscanf(line, "MemAvailable: %d kB", &kib); n == 1 {
+			return kib << 10
 		}
 	}
-	for key, path := range map[string]string{"Dir::Etc::netrc": "/etc/apt/auth.conf", "Dir::Etc::netrcparts": "/etc/apt/auth.conf.d"} {
-		if _, err := os.Stat(path); err == nil {
-			options = append(options, fmt.Sprintf("%s %q", key, path))
-		}
-	}
-	slices.Sort(options[3:])
-	return options
-}
-
-// aptSources returns the host's own sources for a suite as lines of
-// sources.list; empty when it has none, which leaves the choice to mmdebstrap.
-func aptSources(ctx context.Context, host distribution, suite string) string {
-	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)", "Created-By: Packages").Output()
-	if err != nil {
-		return ""
-	}
-	return sourceLines(string(out), host.codename, suite)
-}
-
-// sourceLines turns "site release component" lines into sources, taking those
-// of the host's release and writing them for suite. Other releases of one
-// distribution are on the same mirrors, other vendors' repositories are not wanted.
-func sourceLines(targets, codename, suite string) string {
-	var lines []string
-	for line := range strings.Lines(targets) {
-		f := strings.Fields(line)
-		if len(f) != 3 {
-			continue
-		}
-		pocket, ok := strings.CutPrefix(f[1], codename)
-		if !ok || pocket != "" && pocket != "-updates" && pocket != "-security" {
-			continue
-		}
-		source := fmt.Sprintf("deb %s %s%s %s", f[0], suite, pocket, f[2])
-		if !slices.Contains(lines, source) {
-			lines = append(lines, source)
-		}
-	}
-	return strings.Join(lines, "\n")
-}
-
-// mmdebstrapLog follows what mmdebstrap says and keeps the end of it, to explain
-// a failure.
-type mmdebstrapLog struct {
-	report func(stage string)
-	line   bytes.Buffer
-	errors []string
-}
-
-// maxLogLine bounds a line of the log, maxLogErrors the lines kept.
-const (
-	maxLogLine   = 4 << 10
-	maxLogErrors = 8
-)
-
-func (l *mmdebstrapLog) Write(p []byte) (int, error) {
-	for _, c := range p {
-		if c != '\n' && c != '\r' {
-			if l.line.Len() < maxLogLine {
-				l.line.WriteByte(c)
-			}
-			continue
-		}
-		l.add(strings.TrimSpace(l.line.String()))
-		l.line.Reset()
-	}
-	return len(p), nil
-}
-
-func (l *mmdebstrapLog) add(line string) {
-	if text, ok := strings.CutPrefix(line, "I: "); ok {
-		if stage, ok := strings.CutSuffix(text, "..."); ok {
-			l.report(stage)
-		}
-		return
-	}
-	if strings.HasPrefix(line, "E: ") || strings.HasPrefix(line, "Err:") || strings.Contains(line, "rror") {
-		if len(l.errors) < maxLogErrors {
-			l.errors = append(l.errors, line)
-		}
-	}
-}
-
-// explain turns what was said into an error of the right kind.
-func (l *mmdebstrapLog) explain(err error) error {
-	text := strings.Join(l.errors, "; ")
-	if text == "" {
-		text = err.Error()
-	}
-	e := sandbox.E("mmdebstrap", sandbox.Internal, "", errors.New(text))
-	switch {
-	case strings.Contains(text, "No space left"):
-		return sandbox.E("mmdebstrap", sandbox.Exhausted, "", syscall.ENOSPC)
-	case strings.Contains(text, "Unable to locate package"), strings.Contains(text, "has no installation candidate"):
-		e.Kind = sandbox.NotFound
-		return e.WithHint("'apt-cache search' finds the names of packages")
-	case strings.Contains(text, "does not have a Release file"):
-		e.Kind = sandbox.NotFound
-		return e.WithHint("the mirror in /etc/apt does not have this suite")
-	case strings.Contains(text, "resolve"), strings.Contains(text, "connect"), strings.Contains(text, "Failed to fetch"), strings.Contains(text, "timed out"):
-		e.Kind = sandbox.Unavailable
-		return e.WithHint("the package mirror in /etc/apt does not answer: check the network and apt's proxy settings")
-	}
-	return e
+	return 0
 }

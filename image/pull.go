@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -239,8 +240,9 @@ func registryError(op, ref string, err error) error {
 	var known *sandbox.Err
 	var answer *transport.Error
 	var network net.Error
+	var path *fs.PathError // of our own disk; its cause would pass for a net.Error
 	switch {
-	case errors.As(err, &known), errors.Is(err, context.Canceled):
+	case errors.As(err, &known), errors.As(err, &path), errors.Is(err, context.Canceled):
 		return fail(op, ref, err)
 	case errors.As(err, &answer):
 		return answerError(op, ref, answer)
