@@ -36,6 +36,7 @@ type plan struct {
 	Upper    string // what the sandbox changed in it
 	Work     string // overlayfs's own; empty: the working tree is read-only
 	Etc      map[string]string
+	Loopback bool   // the network is new: bring its loopback up
 	Pids     uint64 // limit of processes where no control group gives one; 0: none
 	Dir      string
 	Command  []string
@@ -94,7 +95,7 @@ func (p *plan) enter() error {
 		name string
 		do   func() error
 	}{
-		{"separate mounts", func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
+		{stepPrivate, func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") }},
 		{"new root", func() error {
 			return unix.Mount("tmpfs", root, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755,size=64m,uid=0,gid=0")
 		}},
@@ -105,7 +106,7 @@ func (p *plan) enter() error {
 		{"processes", processes},
 		{"pivot", pivot},
 		{"host name", func() error { return unix.Sethostname([]byte(p.Hostname)) }},
-		{"loopback", loopbackUp},
+		{"loopback", p.loopback},
 		{"limits", p.limits},
 		{"privileges", p.dropPrivileges},
 		{"directory", func() error { return unix.Chdir(p.Dir) }},
@@ -116,6 +117,9 @@ func (p *plan) enter() error {
 	}
 	return fmt.Errorf("execute %s: %w", p.Command[0], unix.Exec(p.Command[0], p.Command, p.Env))
 }
+
+// stepPrivate is the first step that needs the rights of a namespace's root.
+const stepPrivate = "separate mounts"
 
 // Where the layers of the working tree stand until they are mounted.
 const (
@@ -328,8 +332,15 @@ func pivot() error {
 	return unix.Unmount(".", unix.MNT_DETACH)
 }
 
-// loopbackUp brings loopback up; in a network that was made for us it is up, and
-// the host's is none of our business.
+// loopback brings loopback up in a network of our own; others have theirs.
+func (p *plan) loopback() error {
+	if !p.Loopback {
+		return nil
+	}
+	return loopbackUp()
+}
+
+// loopbackUp brings loopback up in this thread's network.
 func loopbackUp() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -45,6 +45,7 @@ func (j *jail) start(ctx context.Context) (*exec.Cmd, error) {
 		return nil, err
 	}
 	defer resultRead.Close()
+	j.Loopback = j.network == sandbox.NetworkNone
 	cmd := j.command(planRead, resultWrite)
 	err = startIn(cmd, j.netns)
 	planRead.Close()
@@ -79,7 +80,13 @@ func (j *jail) start(ctx context.Context) (*exec.Cmd, error) {
 		return abandon(err)
 	}
 	if len(message) > 0 {
-		return abandon(namespaceError(errors.New(string(message))))
+		err := errors.New(string(message))
+		// Where AppArmor restricts user namespaces they can be made, but their
+		// root may not even do the first of its steps.
+		if strings.HasPrefix(err.Error(), stepPrivate+":") {
+			err = namespaceError(errors.Join(err, os.ErrPermission))
+		}
+		return abandon(err)
 	}
 	return cmd, nil
 }
@@ -143,35 +150,61 @@ func startIn(cmd *exec.Cmd, netns string) error {
 	if netns == "" {
 		return cmd.Start()
 	}
-	return inNetwork(netns, cmd.Start)
+	return inNetwork(netns, func() error {
+		// In there, only we may.
+		if err := loopbackUp(); err != nil {
+			return fmt.Errorf("loopback: %w", err)
+		}
+		return cmd.Start()
+	})
 }
 
-// inNetwork calls f on a thread in a network namespace. The thread ends with
-// it: it is not worth the risk to lead it back.
+// inNetwork calls f on a thread in a network namespace. The thread is led back
+// afterwards and not ended: the kernel may take its end for ours and kill
+// processes that it started (see PR_SET_PDEATHSIG).
 func inNetwork(netns string, f func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked
-		result <- func() error {
-			ns, err := os.Open(netns)
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return fmt.Errorf("enter %s: %w", netns, err)
-			}
-			return f()
-		}()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// /proc/self shows what this thread is in. While we hold it, another goes.
+			result <- inNetwork(netns, f)
+			runtime.UnlockOSThread()
+			return
+		}
+		err, back := visit(netns, f)
+		if back == nil {
+			runtime.UnlockOSThread()
+		} // else the thread must not be used again, and ends with this goroutine
+		result <- errors.Join(err, back)
 	}()
 	return <-result
+}
+
+// visit calls f with this thread in a network namespace. back tells why the
+// thread could not return to its own.
+func visit(netns string, f func() error) (err, back error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err, nil
+	}
+	defer home.Close()
+	ns, err := os.Open(netns)
+	if err != nil {
+		return err, nil
+	}
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter %s: %w", netns, err), nil
+	}
+	err = f()
+	return err, unix.Setns(int(home.Fd()), unix.CLONE_NEWNET)
 }
 
 // namespaceError explains the refusal that users of a hardened host meet.
 func namespaceError(err error) error {
 	const op = "worktree.namespaces"
-	if !errors.Is(err, os.ErrPermission) && !strings.Contains(err.Error(), "operation not permitted") &&
-		!strings.Contains(err.Error(), "permission denied") && !errors.Is(err, unix.ENOSPC) {
+	if !errors.Is(err, os.ErrPermission) && !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
 	switch {
