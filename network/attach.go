@@ -114,8 +114,8 @@ func (n *Network) Update(ctx context.Context, id string, policy sandbox.NetworkP
 		return explain(op, id, errors.Join(err, n.records.put(a.Attachment)))
 	}
 	a.rules.Store(rules)
-	n.mu.Lock() // List reads the policy
-	a.Attachment = next
+	n.mu.Lock()
+	a.Policy = policy // the only part that changes; List reads it
 	n.mu.Unlock()
 	a.flows.cut(func(f *flow) bool { return !reachable(rules, f.name, f.addr) })
 	if err := forget(denied{from: a.block.address(), carrier: n.address, rules: rules}); err != nil {

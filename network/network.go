@@ -9,6 +9,9 @@
 // and web traffic that would be judged by name is refused, while all else goes
 // on under the same rules.
 //
+// The proxy decides where a connection goes, not what is said inside it: servers
+// that also answer for other names can be asked for those.
+//
 // IPv6 is off: sandboxes have no IPv6 address, IPv6 packets are dropped and AAAA
 // questions get empty answers.
 package network
@@ -52,7 +55,7 @@ var prefixPattern = regexp.MustCompile(`^[a-z0-9]{1,12}$`)
 type Config struct {
 	Dir      string           // this package's own directory: small files that describe what exists
 	Prefix   string           // marks all that is made in the kernel; ^[a-z0-9]{1,12}$, one per state directory
-	Pool     netip.Prefix     // IPv4, /8 to /26; each sandbox takes a /30. Default: DefaultPool
+	Pool     netip.Prefix     // IPv4, /8 to /26; each sandbox takes a /30. Default: DefaultPool. Attachments of another pool are not adopted
 	Upstream []netip.AddrPort // resolvers; default: the host's, as they are at the time of asking
 	Prewarm  int              // links made before they are asked for, at most 256
 	Log      *slog.Logger     // default: discards
@@ -203,10 +206,10 @@ func (n *Network) adopt() error {
 	}
 	keep := map[block]bool{}
 	for _, rec := range recorded {
-		b := block(netip.PrefixFrom(rec.Link.Address.Addr().Prev().Prev(), blockBits))
+		b := block(rec.Link.Address.Masked())
 		rules, err := compile(rec.Policy, n.cfg.Pool)
-		_, statErr := os.Stat(n.links.netns(b))
-		if err != nil || statErr != nil || !have[b] {
+		_, statErr := os.Stat(rec.Link.NetNS)
+		if err != nil || statErr != nil || !have[b] || !n.cfg.Pool.Contains(b.address()) {
 			if err := n.records.remove(rec.ID); err != nil {
 				return err
 			}
@@ -261,8 +264,9 @@ func (n *Network) Stats(id string) (rx, tx int64, err error) {
 	return rx, tx, explain(op, id, err)
 }
 
-// Close stops serving; it is called once. Attachments stay and keep their rules, without names,
-// until the directory is opened again; if there are none, nothing is left.
+// Close stops serving; it is called once. Attachments stay and keep their rules,
+// without names, until the directory is opened again; if there are none, nothing
+// is left.
 func (n *Network) Close() error {
 	n.stop()
 	n.service.wait()

@@ -155,12 +155,14 @@ func TestKilledNodeIsAdoptedAndSwept(t *testing.T) {
 	must(t, victim.Process.Kill())
 	_ = victim.Wait()
 
-	// A second kill comes before a link is finished, and a record is torn.
+	// A second kill comes before a link is finished, and records are damaged.
 	l := newLinks("k", DefaultPool)
 	half, err := l.create(defaultMTU)
 	must(t, err)
 	must(t, unbindNetNS(l.netns(half)))
-	must(t, os.WriteFile(filepath.Join(dir, "attachments", "torn.json"), []byte("{"), 0o600))
+	for name, content := range map[string]string{"torn": "{", "bare": `{"id":"bare"}`, "other": `{"id":"open"}`, "odd": `{"id":"odd","link":{"address":"::1/3"}}`} {
+		must(t, os.WriteFile(filepath.Join(dir, "attachments", name+".json"), []byte(content), 0o600))
+	}
 
 	n, err := Open(Config{Dir: dir, Prefix: "k", Upstream: []netip.AddrPort{netip.MustParseAddrPort(resolverAddr + ":53")}})
 	must(t, err)
