@@ -56,6 +56,9 @@ func TestFilesAreWrittenAndReadBack(t *testing.T) {
 	if got := read(t, a.Client, "/proc/self/comm"); got != "atoll-guest\n" {
 		t.Errorf("a file of /proc, which says that it is empty: got %q", got)
 	}
+	if got := read(t, a.Client, "/sys/class/net/lo/mtu"); got != "65536\n" {
+		t.Errorf("a file of /sys, which says that it is a page: got %q", got)
+	}
 	_, err := a.ReadFile(t.Context(), dir+"/missing")
 	wantKind(t, err, sandbox.NotFound)
 	_, err = a.ReadFile(t.Context(), dir)

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -17,8 +18,10 @@ import (
 	"github.com/atoll-run/atoll/guest/wire"
 )
 
-// copyBuffer is the unit of streaming files, in bytes.
-const copyBuffer = 256 << 10
+const (
+	copyBuffer = 256 << 10 // bytes: the unit of streaming files
+	headBuffer = 64 << 10  // bytes: smaller files are sent from memory
+)
 
 // file finds the path and the user of a /files call and checks that the caller
 // may do op. It answers the call itself when not.
@@ -90,37 +93,36 @@ func (s *Server) download(w http.ResponseWriter, r *http.Request) {
 	if h.Set("Content-Type", mime.TypeByExtension(filepath.Ext(path))); h.Get("Content-Type") == "" {
 		h.Set("Content-Type", "application/octet-stream")
 	}
-	switch {
-	case info.Size() == 0:
-		s.downloadUnsized(w, f)
-	case wantsGzip(r):
-		h.Set("Content-Encoding", "gzip")
-		z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed)
-		if _, err := io.Copy(z, f); err != nil {
-			panic(http.ErrAbortHandler) // so that the client sees a cut stream
-		}
-		_ = z.Close()
-	default:
-		http.ServeContent(w, r, filepath.Base(path), info.ModTime(), f)
-	}
+	sendFile(w, r, f, info)
 }
 
-// downloadUnsized sends a file that says it is empty, as those of /proc do
-// although they have content.
-func (s *Server) downloadUnsized(w http.ResponseWriter, f *os.File) {
-	head := make([]byte, copyBuffer)
+// sendFile sends the content of a file. What fits into a buffer is read first:
+// files of /proc and /sys misstate their sizes.
+func sendFile(w http.ResponseWriter, r *http.Request, f *os.File, info os.FileInfo) {
+	head := make([]byte, headBuffer)
 	n, err := io.ReadFull(f, head)
-	if err == io.EOF || err == io.ErrUnexpectedEOF {
-		w.Header().Set("Content-Length", fmt.Sprint(n))
-	} else if err != nil {
+	whole := err == io.EOF || err == io.ErrUnexpectedEOF
+	if err != nil && !whole {
 		writeError(w, statusOf(err), err.Error())
 		return
 	}
-	if _, werr := w.Write(head[:n]); werr != nil || err != nil {
-		return
-	}
-	if _, err := io.Copy(w, f); err != nil {
-		panic(http.ErrAbortHandler)
+	name, all := filepath.Base(f.Name()), io.MultiReader(bytes.NewReader(head[:n]), f)
+	switch {
+	case wantsGzip(r):
+		w.Header().Set("Content-Encoding", "gzip")
+		z, _ := gzip.NewWriterLevel(w, gzip.BestSpeed)
+		if _, err := io.Copy(z, all); err != nil {
+			panic(http.ErrAbortHandler) // so that the client sees a cut stream
+		}
+		_ = z.Close()
+	case whole:
+		http.ServeContent(w, r, name, info.ModTime(), bytes.NewReader(head[:n]))
+	case info.Size() == 0:
+		if _, err := io.Copy(w, all); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	default:
+		http.ServeContent(w, r, name, info.ModTime(), f)
 	}
 }
 

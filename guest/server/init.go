@@ -84,8 +84,8 @@ func (s *Server) repair(in wire.Init) {
 	if in.Hostname != "" && s.PID1 {
 		attempt("set the host name", setHostname(in.Hostname))
 	}
-	if in.CACertificate != "" && s.PID1 {
-		attempt("add the certificate authority", addAuthority(in.CACertificate))
+	if in.CABundle != "" && s.PID1 {
+		attempt("add the certificate authority", addAuthority(in.CABundle))
 	}
 }
 

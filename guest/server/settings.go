@@ -28,11 +28,13 @@ func (s *settings) allows(token string) bool {
 	return s.token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(s.token)) == 1
 }
 
-// apply merges an /init. The caller proved that it may.
+// apply takes over what an /init gives. The caller proved that it may.
 func (s *settings) apply(in wire.Init) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	maps.Copy(s.env, in.EnvVars)
+	if in.EnvVars != nil {
+		s.env = in.EnvVars
+	}
 	if in.AccessToken != nil && *in.AccessToken != "" {
 		s.token = *in.AccessToken
 	}

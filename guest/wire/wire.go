@@ -23,14 +23,14 @@ const (
 
 // Init is the body of POST /init. Absent fields change nothing.
 type Init struct {
-	EnvVars        map[string]string `json:"envVars,omitempty"`     // merged into the environment of processes started later
+	EnvVars        map[string]string `json:"envVars,omitempty"`     // replaces the environment of processes started later
 	AccessToken    *string           `json:"accessToken,omitempty"` // every other call needs it from then on
 	Timestamp      *time.Time        `json:"timestamp,omitempty"`   // sets the clock of a machine of its own
 	DefaultUser    *string           `json:"defaultUser,omitempty"`
 	DefaultWorkdir *string           `json:"defaultWorkdir,omitempty"`
 	Hostname       string            `json:"hostname,omitempty"` // of an agent that is PID 1; also written to /etc/hostname and /etc/hosts
 	Entropy        []byte            `json:"entropy,omitempty"`  // seeds the kernel's random numbers, at most 4096 bytes
-	CACertificate  string            `json:"caCert,omitempty"`   // PEM, added to the trusted authorities of an agent that is PID 1
+	CABundle       string            `json:"caBundle,omitempty"` // PEM, added to the trusted authorities of an agent that is PID 1
 }
 
 // Metrics is the answer of GET /metrics, in bytes unless the name says otherwise.
