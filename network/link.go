@@ -16,8 +16,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/atoll-run/atoll/sandbox"
 )
 
 // netnsDir is where `ip netns` looks for names, so that an operator can look
@@ -369,22 +367,3 @@ func setSysctl(key, value string) error {
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
-
-// explain gives an error of the kernel its kind and says what helps.
-func explain(op, subject string, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, fs.ErrPermission): // EPERM, EACCES, and EROFS below
-		return sandbox.E(op, sandbox.Denied, subject, err).WithHint(privilegeHint)
-	case errors.Is(err, unix.EROFS), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EOPNOTSUPP):
-		return sandbox.E(op, sandbox.Denied, subject, err).WithHint(privilegeHint)
-	case errors.Is(err, errFull):
-		return sandbox.E(op, sandbox.Exhausted, subject, err).WithHint("give the node a larger address pool or remove sandboxes")
-	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
-		return sandbox.E(op, sandbox.Exhausted, subject, err)
-	}
-	return sandbox.E(op, "", subject, err)
-}
-
-const privilegeHint = "sandbox networks need root or CAP_NET_ADMIN with CAP_SYS_ADMIN, and a kernel with nf_tables; otherwise use network mode none"

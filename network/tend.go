@@ -95,17 +95,17 @@ func (n *Network) mtu() int {
 // openRoutes switches forwarding on toward the addresses that a policy names;
 // for the internet start and tend have done it.
 func (n *Network) openRoutes(policy sandbox.NetworkPolicy) error {
-	any := false
+	opened := false
 	for _, entry := range policy.AllowOut {
 		if p, ok := parsePrefix(entry); ok && p.Bits() > 0 {
 			_, changed, err := toward(p.Addr())
 			if err != nil {
 				return err
 			}
-			any = any || changed
+			opened = opened || changed
 		}
 	}
-	if !any {
+	if !opened {
 		return nil
 	}
 	return n.closeDevices()
