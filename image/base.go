@@ -9,8 +9,9 @@ import (
 // BaseName is the template that exists from the first start of a node.
 const BaseName = "base"
 
-// basePackages is what agents expect of a machine. perl comes with git.
-var basePackages = []string{"bash", "ca-certificates", "curl", "git", "procps", "python3", "sudo"}
+// basePackages is what agents expect of a machine: E2B's clients wait for ports
+// with ss and call python3 python. perl comes with git.
+var basePackages = []string{"bash", "ca-certificates", "curl", "git", "iproute2", "procps", "python-is-python3", "python3", "sudo"}
 
 // baseScript makes the user that sandboxes run as by default. Its name and
 // number are those of E2B's templates.
