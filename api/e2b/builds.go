@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/atoll-run/atoll/node"
@@ -105,7 +108,106 @@ func (a *api) newBuild(ctx context.Context, team string, body buildRequest) (nod
 	if sandbox.Is(err, sandbox.Exists) {
 		err = sandbox.Errorf("e2b", sandbox.Conflict, "", "another template is called %q", ref.name)
 	}
+	if err != nil {
+		return t, b, tags, err
+	}
+	t, err = a.node.UpdateTemplate(ctx, t.ID, func(t *node.Template) error {
+		for i := range t.Builds {
+			if t.Builds[i].ID == b.ID {
+				t.Builds[i].Tags = tags
+			}
+		}
+		return nil
+	})
 	return t, b, tags, err
+}
+
+// startRequest is the body that starts a build.
+type startRequest struct {
+	FromImage    string      `json:"fromImage"`
+	FromTemplate string      `json:"fromTemplate"`
+	Registry     *registry   `json:"fromImageRegistry"`
+	Steps        []buildStep `json:"steps"`
+	StartCmd     string      `json:"startCmd"`
+	ReadyCmd     string      `json:"readyCmd"`
+	Force        bool        `json:"force"`
+}
+
+// registry is how to prove oneself to the registry of the base image.
+type registry struct {
+	Type               string `json:"type"`
+	Username           string `json:"username"`
+	Password           string `json:"password"`
+	ServiceAccountJSON string `json:"serviceAccountJson"`
+}
+
+// login is the user name and password for the registry.
+func (r *registry) login() (username, password string, err error) {
+	switch {
+	case r == nil:
+		return "", "", nil
+	case r.Type == "registry":
+		return r.Username, r.Password, nil
+	case r.Type == "gcp":
+		return "_json_key", r.ServiceAccountJSON, nil // as Google's registries have it
+	}
+	return "", "", invalid("registries of the type %q are not supported by this server", r.Type)
+}
+
+// startBuild begins a build that was requested.
+func (a *api) startBuild(w http.ResponseWriter, r *http.Request, key tenant.Key) {
+	var body startRequest
+	if !a.decode(w, r, &body) {
+		return
+	}
+	t, b, err := a.findBuild(r, key)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	req, err := a.plan(r.Context(), key.Team, t, body)
+	if err == nil {
+		err = a.node.StartBuild(r.Context(), t.ID, b.ID, req)
+	}
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	writeJSON(w, http.StatusAccepted, struct{}{})
+}
+
+// plan turns the body into what the node is to do.
+func (a *api) plan(ctx context.Context, team string, t node.Template, body startRequest) (node.BuildRequest, error) {
+	req := node.BuildRequest{StartCmd: body.StartCmd, ReadyCmd: body.ReadyCmd, Force: body.Force}
+	if (body.FromImage == "") == (body.FromTemplate == "") {
+		return req, invalid("exactly one of fromImage and fromTemplate is needed")
+	}
+	if isBaseImage(body.FromImage) {
+		body.FromImage, body.FromTemplate = "", node.BaseTemplate
+	}
+	var err error
+	if req.Username, req.Password, err = body.Registry.login(); err != nil {
+		return req, err
+	}
+	if body.FromTemplate != "" {
+		from, build, err := a.findTemplate(ctx, team, body.FromTemplate)
+		if err != nil {
+			return req, err
+		}
+		req.FromTemplate = from.ID
+		if build != "" {
+			req.FromTemplate += ":" + build
+		}
+	} else {
+		req.FromImage, req.Steps = body.FromImage, prepared()
+	}
+	steps, err := toSteps(body.Steps, buildUser, func(hash string) (string, bool) {
+		path := filepath.Join(a.node.FilesDir(t.ID), hash)
+		_, err := os.Stat(path)
+		return path, err == nil
+	})
+	req.Steps = append(req.Steps, steps...)
+	return req, err
 }
 
 func (a *api) buildStatus(w http.ResponseWriter, r *http.Request, key tenant.Key) {
@@ -125,12 +227,13 @@ func (a *api) buildStatus(w http.ResponseWriter, r *http.Request, key tenant.Key
 		a.fail(w, r, err)
 		return
 	}
-	// The state first: lines that come after it was read are asked for again.
-	lines, err := a.node.BuildLogs(r.Context(), t.ID, b.ID, offset)
+	// The state was read first: lines that come after it are asked for again.
+	all, err := a.node.BuildLogs(r.Context(), t.ID, b.ID, 0)
 	if err != nil {
 		a.fail(w, r, err)
 		return
 	}
+	lines, own := all[min(offset, len(all)):], ownSteps(all)
 	out := struct {
 		TemplateID string          `json:"templateID"`
 		BuildID    string          `json:"buildID"`
@@ -139,13 +242,13 @@ func (a *api) buildStatus(w http.ResponseWriter, r *http.Request, key tenant.Key
 		Logs       []string        `json:"logs"` // always empty, as E2B's own
 		Reason     *buildReason    `json:"reason,omitempty"`
 	}{TemplateID: t.ID, BuildID: buildUUID(b.ID), Status: b.State, Entries: []buildLogEntry{}, Logs: []string{}}
-	for _, l := range lines[:min(len(lines), min(limit, pageLimit))] {
+	for _, l := range lines[:min(len(lines), limit, pageLimit)] {
 		if level := q.Get("level"); level == "" || rank(l.Level) >= rank(level) {
-			out.Entries = append(out.Entries, buildLogEntryOf(l))
+			out.Entries = append(out.Entries, buildLogEntryOf(l, own))
 		}
 	}
 	if b.State == node.BuildFailed {
-		out.Reason = a.reasonOf(r.Context(), t.ID, b)
+		out.Reason = reasonOf(b, all, own)
 	}
 	writeJSON(w, http.StatusOK, out)
 }
@@ -158,20 +261,44 @@ type buildReason struct {
 }
 
 // reasonOf takes the step from the last thing that the log says of an error.
-func (a *api) reasonOf(ctx context.Context, template string, b node.Build) *buildReason {
+func reasonOf(b node.Build, lines []node.LogLine, own int) *buildReason {
 	reason := &buildReason{Message: b.Reason, Entries: []buildLogEntry{}}
-	lines, err := a.node.BuildLogs(ctx, template, b.ID, 0)
-	if err != nil {
-		return reason
-	}
 	for _, l := range slices.Backward(lines) {
 		if l.Level == "error" {
-			reason.Step = l.Step
-			reason.Entries = append(reason.Entries, buildLogEntryOf(l))
+			e := buildLogEntryOf(l, own)
+			reason.Step = cmp.Or(e.Step, "base")
+			reason.Entries = append(reason.Entries, e)
 			break
 		}
 	}
 	return reason
+}
+
+// ownSteps counts the steps at the beginning of a build that are not the
+// client's but prepare the image for him.
+func ownSteps(lines []node.LogLine) int {
+	steps := prepared()
+	for _, l := range lines {
+		if l.Step == "1" && strings.HasSuffix(l.Text, steps[0].String()) {
+			return len(steps)
+		}
+	}
+	return 0
+}
+
+// stepName is a step in the client's count: "base" for what comes before its
+// first one and "finalize" for what comes after the last.
+func stepName(step string, own int) string {
+	n, err := strconv.Atoi(step)
+	switch {
+	case step == "":
+		return ""
+	case err != nil:
+		return "finalize"
+	case n <= own:
+		return "base"
+	}
+	return strconv.Itoa(n - own)
 }
 
 type buildLogEntry struct {
@@ -181,8 +308,8 @@ type buildLogEntry struct {
 	Step      string    `json:"step,omitempty"`
 }
 
-func buildLogEntryOf(l node.LogLine) buildLogEntry {
-	return buildLogEntry{Timestamp: l.Time, Level: cmp.Or(l.Level, "info"), Message: l.Text, Step: l.Step}
+func buildLogEntryOf(l node.LogLine, own int) buildLogEntry {
+	return buildLogEntry{Timestamp: l.Time, Level: cmp.Or(l.Level, "info"), Message: l.Text, Step: stepName(l.Step, own)}
 }
 
 // findBuild returns the build that the path names.
@@ -211,9 +338,10 @@ func (a *api) buildLogs(w http.ResponseWriter, r *http.Request, key tenant.Key) 
 		a.fail(w, r, err)
 		return
 	}
-	all := make([]logEntry, 0, len(lines))
+	all, own := make([]logEntry, 0, len(lines)), ownSteps(lines)
 	for _, l := range lines {
-		all = append(all, logEntry{Timestamp: l.Time, Level: cmp.Or(l.Level, "info"), Message: l.Text, Fields: map[string]string{"step": l.Step}})
+		e := buildLogEntryOf(l, own)
+		all = append(all, logEntry{Timestamp: e.Timestamp, Level: e.Level, Message: e.Message, Fields: map[string]string{"step": e.Step}})
 	}
 	out := []buildLogEntry{}
 	for _, e := range q.pick(all) {

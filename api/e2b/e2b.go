@@ -108,6 +108,7 @@ func (a *api) routes() http.Handler {
 		"POST /templates/tags":                  a.assignTags,
 		"DELETE /templates/tags":                a.removeTags,
 		"GET /templates/{id}/files/{hash}":      a.uploadLink,
+		"POST /v2/templates/{id}/builds/{b}":    a.startBuild,
 		"GET /templates/{id}/builds/{b}/status": a.buildStatus,
 		"GET /templates/{id}/builds/{b}/logs":   a.buildLogs,
 		"GET /volumes":                          a.listVolumes,

@@ -41,8 +41,8 @@ func prepared() []image.Step {
 	}
 }
 
-// toSteps turns a client's instructions into steps. user is who the base image
-// runs as; archive finds the files of a COPY by their hash and says whether
+// toSteps turns a client's instructions into steps. user is who they begin as
+// and so who owns what they copy; archive finds the files of a COPY by their hash and says whether
 // they are there.
 func toSteps(in []buildStep, user string, archive func(hash string) (path string, ok bool)) ([]image.Step, error) {
 	if len(in) > maxSteps {
