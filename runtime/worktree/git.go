@@ -3,7 +3,6 @@ package worktree
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -169,14 +168,21 @@ func (r *repository) refs(ctx context.Context) (string, error) {
 
 // person is who commits are by, as the repository's owner set it.
 func (r *repository) person(ctx context.Context) (name, email string) {
-	get := func(key, otherwise string) string {
-		out, err := r.run(ctx, nil, "config", "--get", key)
-		if value := strings.TrimSpace(out); err == nil && value != "" && !strings.ContainsAny(value, "\n\x00") {
-			return value
-		}
-		return otherwise
+	name, email = "Atoll", "atoll@localhost"
+	out, err := r.run(ctx, nil, "config", "--null", "--get-regexp", `^user\.(name|email)$`)
+	if err != nil { // none is set
+		return name, email
 	}
-	return get("user.name", "Atoll"), get("user.email", "atoll@localhost")
+	for entry := range strings.SplitSeq(out, "\x00") {
+		switch key, value, _ := strings.Cut(entry, "\n"); {
+		case value == "" || strings.ContainsAny(value, "\n\r"):
+		case key == "user.name":
+			name = value
+		case key == "user.email":
+			email = value
+		}
+	}
+	return name, email
 }
 
 // pin keeps git's garbage collection away from a commit that a sandbox builds on.
@@ -185,11 +191,8 @@ func (r *repository) pin(ctx context.Context, ref, commit string) error {
 	return err
 }
 
-// unpin undoes pin. A repository that is gone needs none.
+// unpin undoes pin.
 func (r *repository) unpin(ctx context.Context, ref string) error {
-	if _, err := os.Stat(r.git); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	_, err := r.run(ctx, nil, "update-ref", "-d", ref)
 	return err
 }

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -143,11 +144,17 @@ func (b *box) lay(ctx context.Context, repo *repository) error {
 	if err := b.makeDirs(); err != nil {
 		return err
 	}
-	refs, err := repo.refs(ctx)
-	if err != nil {
+	// Each is a process; they do not depend on each other.
+	var refs, name, email string
+	var refsErr, pinErr error
+	var calls sync.WaitGroup
+	calls.Go(func() { refs, refsErr = repo.refs(ctx) })
+	calls.Go(func() { name, email = repo.person(ctx) })
+	calls.Go(func() { pinErr = repo.pin(ctx, b.r.ref+b.id, b.rec.Base) })
+	calls.Wait()
+	if err := errors.Join(refsErr, pinErr); err != nil {
 		return err
 	}
-	name, email := repo.person(ctx)
 	extra := map[string]string{
 		"HEAD":                       "ref: refs/heads/" + b.rec.Branch + "\n",
 		"refs/heads/" + b.rec.Branch: b.rec.Base + "\n",
@@ -173,10 +180,7 @@ func (b *box) lay(ctx context.Context, repo *repository) error {
 	if err := b.copyIgnored(ctx, repo); err != nil {
 		return err
 	}
-	if err := b.giveAway(); err != nil {
-		return err
-	}
-	return repo.pin(ctx, b.r.ref+b.id, b.rec.Base)
+	return b.giveAway()
 }
 
 // makeDirs makes the directories that every sandbox has.
@@ -206,9 +210,13 @@ func quoteConfig(value string) string {
 
 // unpin lets git collect the base again; the repository may be gone by now.
 func (b *box) unpin(ctx context.Context) {
-	const op = "worktree.unpin"
-	repo, err := openRepository(ctx, op, b.rec.Spec.Root.Path)
+	if b.rec.Base == "" {
+		return
+	}
+	info, err := os.Stat(b.rec.Spec.Root.Path)
 	if err == nil {
+		repo := &repository{path: b.rec.Spec.Root.Path}
+		repo.uid, repo.gid = owner(info)
 		err = repo.unpin(ctx, b.r.ref+b.id)
 	}
 	if err != nil {
