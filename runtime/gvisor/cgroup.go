@@ -50,7 +50,7 @@ func openGroups(prefix string) (*groups, error) {
 	}
 	g.v2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	for _, dir := range g.dirs("") {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, sandbox.E(op, sandbox.Denied, dir, err).
 				WithHint("gVisor needs a writable cgroup tree with the cpu, memory and pids controllers")
 		}
@@ -132,7 +132,7 @@ func (c *group) file(controller, name string) string {
 // create makes the group.
 func (c *group) create() error {
 	for _, dir := range c.parent.dirs(c.name) {
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
