@@ -98,7 +98,7 @@ func awaitUp(get func(string) (netlink.Link, error), name string) error {
 		if link.Attrs().OperState == netlink.OperUp {
 			return nil
 		}
-		time.Sleep(pause)
+		<-time.After(pause)
 	}
 	return fmt.Errorf("device %s does not come up", name)
 }
