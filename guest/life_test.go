@@ -327,9 +327,9 @@ func TestAnAgentSetsUpAMachineOfItsOwn(t *testing.T) {
 	if err := os.WriteFile(root+"/agent", program, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	script := "cd " + root + " && mkdir usr && mount --bind /usr usr && ln -s usr/bin usr/lib usr/lib64 . && exec chroot . /agent -machine -listen unix:/s"
 	// A process that leads a PID namespace switches off that alone.
-	cmd := exec.Command("unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child",
-		"chroot", root, "/agent", "-machine", "-listen", "unix:/s")
+	cmd := exec.Command("unshare", "--mount", "--uts", "--pid", "--net", "--fork", "--kill-child", "sh", "-c", script)
 	c := agent(t, onSocket(root+"/s"), cmd)
 	for _, path := range []string{"/proc/1/comm", "/sys/class", "/dev/null", "/dev/pts/ptmx", "/dev/shm", "/dev/fd/0", "/run"} {
 		if _, err := c.Stat(t.Context(), path); err != nil {

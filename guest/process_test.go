@@ -263,8 +263,10 @@ func TestATerminalIsInteractive(t *testing.T) {
 	}
 	send("stty size\n")
 	readUntil(t, p, "40 120\r\n")
-	send("tty; sleep 1000\n")
+	send("tty\n")
 	readUntil(t, p, "/dev/pts/")
+	send("sh -c 'echo in-$((1+1)); exec sleep 1000'\n")
+	readUntil(t, p, "in-2")
 	send("\x03") // Ctrl-C reaches the foreground job
 	send("echo again-$((1+1))\n")
 	readUntil(t, p, "again-2")
