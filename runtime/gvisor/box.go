@@ -58,6 +58,7 @@ type box struct {
 	sentry *sentry // nil while the sandbox is being made and when it is lost
 	stop   context.CancelFunc
 	ended  chan struct{} // closed when the end of sentry is on record
+	ooms   int64         // processes killed for want of memory, as far as reported
 	gone   bool          // destroyed or moved away on purpose: its end is no event
 }
 

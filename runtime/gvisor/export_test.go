@@ -8,6 +8,7 @@ func (r *Runtime) Abandon() {
 		b.detach()
 	}
 	r.closed = true
+	close(r.stop)
 	r.mu.Unlock()
 	r.watches.Wait()
 	r.lock.Close()

@@ -74,6 +74,7 @@ type Runtime struct {
 	mu      sync.Mutex
 	boxes   map[string]*box // by ID; includes those being made
 	closed  bool
+	stop    chan struct{}  // closed by Close
 	watches sync.WaitGroup // goroutines that wait for sentries to die
 }
 
@@ -109,7 +110,7 @@ func New(cfg Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, events: new(feed.Feed), boxes: make(map[string]*box)}
+	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, events: new(feed.Feed), boxes: make(map[string]*box), stop: make(chan struct{})}
 	if err := r.open(); err != nil {
 		lock.Close()
 		return nil, err
@@ -136,8 +137,12 @@ func (r *Runtime) open() error {
 	if r.host, err = makeHostRoot(r.images()); err != nil {
 		return sandbox.E(op, "", "", err)
 	}
+	if err := r.adopt(); err != nil {
+		return err
+	}
 	r.pool = newPool(r, r.cfg.Prewarm)
-	return r.adopt()
+	r.watches.Go(func() { r.watchMemory(r.stop) })
+	return nil
 }
 
 // images is the directory of the images that we make ourselves.
@@ -206,6 +211,7 @@ func (r *Runtime) Close() error {
 		return nil
 	}
 	r.closed = true
+	close(r.stop)
 	boxes := make([]*box, 0, len(r.boxes))
 	for _, b := range r.boxes {
 		boxes = append(boxes, b)

@@ -20,12 +20,16 @@ func TestMain(m *testing.M) {
 	if gvisor.IsReexec() {
 		gvisor.Main()
 	}
+	if dir := os.Getenv(makerEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, maker(dir))
+		os.Exit(1)
+	}
 	unix.Umask(0) // users other than root inside write to the tests' directories
 	os.Exit(m.Run())
 }
 
-// guest builds the agent once.
-var guest = sync.OnceValues(func() (string, error) {
+// agentPath builds the agent once.
+var agentPath = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "atoll-guest-")
 	if err != nil {
 		return "", err
@@ -45,7 +49,7 @@ func open(t testing.TB, dir string, edits ...func(*gvisor.Config)) *gvisor.Runti
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: gVisor's control groups and namespaces")
 	}
-	path, err := guest()
+	path, err := agentPath()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -101,7 +101,7 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 	}
 	if len(spec.Mounts) == 0 {
 		if s = r.pool.take(want); s != nil {
-			if err := os.Rename(s.dir, b.dir); err != nil {
+			if err := unix.Rename(s.dir, b.dir); err != nil { // os.Rename refuses an empty directory
 				go r.pool.discard([]*sentry{s})
 				return nil, err
 			}
