@@ -14,7 +14,7 @@ import (
 )
 
 // perScript is how long one script may run.
-const perScript = 10 * time.Minute
+const perScript = 15 * time.Minute
 
 // skipped is the exit code of a script that cannot run on this machine.
 const skipped = 77
