@@ -359,8 +359,14 @@ func (b *box) remove() error {
 	return err
 }
 
+// freezeTimeout bounds how long processes may resist being stopped, say in a
+// system call to a slow disk.
+const freezeTimeout = 30 * time.Second
+
 // freeze stops or continues all processes.
 func (b *box) freeze(ctx context.Context, frozen bool) error {
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
 	if b.r.cgroups != nil {
 		return b.r.cgroups.freeze(ctx, b.id, frozen)
 	}

@@ -264,6 +264,13 @@ func (c *cgroups) remove(id string) error {
 	return nil
 }
 
+// close removes the place of the groups if there are none in it.
+func (c *cgroups) close() {
+	for _, dir := range c.hierarchies() {
+		_ = os.Remove(filepath.Join(dir, c.prefix)) // the kernel keeps it while it is in use
+	}
+}
+
 // list returns the IDs that have groups.
 func (c *cgroups) list() []string {
 	entries, _ := os.ReadDir(filepath.Join(c.hierarchies()[0], c.prefix))

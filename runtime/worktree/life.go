@@ -32,7 +32,7 @@ func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) error {
 		if b.rec.Base, err = repo.resolve(ctx, op, revision); err != nil {
 			return err
 		}
-		if err := b.prepare(ctx, op, repo); err != nil {
+		if err := b.prepare(ctx, op, repo, spec.Labels[LabelBranch]); err != nil {
 			return err
 		}
 		if err := b.lay(ctx, repo); err != nil {
@@ -110,10 +110,9 @@ func validBranch(name string) bool {
 		!strings.Contains(name+"/", ".lock/") && name != "HEAD"
 }
 
-// prepare decides what a sandbox needs before its files: branch, ports, base.
-// Its base commit is known.
-func (b *box) prepare(ctx context.Context, op string, repo *repository) error {
-	branch := b.rec.Spec.Labels[LabelBranch]
+// prepare decides what a sandbox needs before its files: branch (if empty, one
+// named for the sandbox), ports, base. Its base commit is known.
+func (b *box) prepare(ctx context.Context, op string, repo *repository, branch string) error {
 	if branch == "" {
 		branch = "atoll/" + b.id
 	}

@@ -190,6 +190,59 @@ func TestARestoredSandboxHasItsUncommittedWorkAndBranch(t *testing.T) {
 	}
 }
 
+func TestForksDoNotMeetInOneBranch(t *testing.T) {
+	for _, own := range []string{"", "topic"} {
+		repo, r := newRepo(t), open(t, t.TempDir())
+		a := start(t, r, repo, label(LabelBranch, own))
+		dir := t.TempDir()
+		if err := r.Snapshot(t.Context(), a.id, dir, sandbox.SnapshotOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		branches := map[string]bool{}
+		for i := range 2 {
+			spec := a.spec
+			spec.ID = sandbox.NewID()
+			if err := r.Restore(t.Context(), spec, dir); err != nil {
+				t.Fatal(err)
+			}
+			fork := &agent{t, r, spec.ID, spec}
+			fork.do(fmt.Sprintf("echo %d > work", i))
+			branch, _, err := r.Publish(t.Context(), fork.id, "work")
+			if err != nil || branches[branch] || branch == own {
+				t.Errorf("fork %d is published as %q: %v", i, branch, err)
+			}
+			branches[branch] = true
+			if err := r.Destroy(t.Context(), spec.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.Snapshot(t.Context(), a.id, t.TempDir(), sandbox.SnapshotOptions{Stop: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Restore(t.Context(), a.spec, dir); err != nil {
+			t.Fatal(err)
+		}
+		if branch, _, err := r.Publish(t.Context(), a.id, ""); err != nil || own != "" && branch != own {
+			t.Errorf("after stop and restore the work is published as %q, %v; want %q", branch, err, own)
+		}
+	}
+}
+
+func TestRunningOutOfMemoryIsTold(t *testing.T) {
+	repo, r := newRepo(t), open(t, t.TempDir())
+	if !r.caps.MemLimit {
+		t.Skip("no privilege to make control groups")
+	}
+	events := r.Watch(t.Context())
+	a := start(t, r, repo, func(s *sandbox.Spec) { s.Resources.Memory = 64 << 20 })
+	a.try("head -c 500000000 /dev/zero | tail -n 1")
+	for e := range events {
+		if e.Sandbox == a.id && strings.Contains(e.Reason, "memory") {
+			return
+		}
+	}
+}
+
 // conformance: NFR1.3
 func TestASandboxHasNoPrivileges(t *testing.T) {
 	repo, r := newRepo(t), open(t, t.TempDir())
@@ -461,7 +514,7 @@ func TestASandboxEntersTheNetworkThatWasMadeForIt(t *testing.T) {
 }
 
 func TestManifestsOfOthersAreRefused(t *testing.T) {
-	for _, text := range []string{"", "{}", `{"Format":2}`, `{"Format":1,"Base":"--all","Branch":"x"}`, `{"Format":1,"Base":"` + strings.Repeat("a", 40) + `","Branch":"../x"}`} {
+	for _, text := range []string{"", "{}", `{"Format":2}`, `{"Format":1,"ID":"a","Base":"--all","Branch":"x"}`, `{"Format":1,"ID":"a","Base":"` + strings.Repeat("a", 40) + `","Branch":"../x"}`} {
 		if _, err := parseManifest([]byte(text)); err == nil {
 			t.Errorf("%s is taken for a manifest", text)
 		}
@@ -469,7 +522,7 @@ func TestManifestsOfOthersAreRefused(t *testing.T) {
 }
 
 func FuzzManifest(f *testing.F) {
-	f.Add([]byte(`{"Format":1,"Base":"` + strings.Repeat("a", 40) + `","Branch":"x","SHA256":{"a":"b"}}`))
+	f.Add([]byte(`{"Format":1,"ID":"a","Base":"` + strings.Repeat("a", 40) + `","Branch":"x","SHA256":{"a":"b"}}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		if m, err := parseManifest(text); err == nil && (strings.HasPrefix(m.Base, "-") || strings.Contains(m.Branch, "..")) {
 			t.Errorf("accepted %+v", m)

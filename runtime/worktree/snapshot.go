@@ -23,8 +23,9 @@ import (
 // commit itself stays in the repository.
 type manifest struct {
 	Format int               // 1
+	ID     string            // of the sandbox
 	Base   string            // commit
-	Branch string            // of the sandbox; a restored one may have its own
+	Branch string            // that its work is published as
 	SHA256 map[string]string // of each archive, by file name
 }
 
@@ -76,7 +77,7 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 
 // save writes a snapshot.
 func (b *box) save(ctx context.Context, dir string) error {
-	m := manifest{Format: manifestFormat, Base: b.rec.Base, Branch: b.rec.Branch, SHA256: map[string]string{}}
+	m := manifest{Format: manifestFormat, ID: b.id, Base: b.rec.Base, Branch: b.rec.Branch, SHA256: map[string]string{}}
 	for _, p := range b.parts() {
 		sum, err := archive(ctx, b.path(p.dir), filepath.Join(dir, p.file), p.o)
 		if err != nil {
@@ -132,18 +133,28 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 		if b.rec.Base, err = repo.resolve(ctx, op, m.Base); err != nil {
 			return err
 		}
-		if err := b.prepare(ctx, op, repo); err != nil {
+		if err := b.prepare(ctx, op, repo, m.branchFor(spec)); err != nil {
 			return err
-		}
-		if spec.Labels[LabelBranch] == "" {
-			// HEAD in the archive names the branch that the work is on.
-			b.rec.Branch = m.Branch
 		}
 		if err := b.load(ctx, dir, m); err != nil {
 			return sandbox.E(op, kindOf(err), spec.ID, err)
 		}
 		return repo.pin(ctx, r.ref+b.id, b.rec.Base)
 	})
+}
+
+// branchFor returns the branch that the work of a restored sandbox is published
+// as. A fork has one of its own, so that it does not meet its siblings there;
+// inside, the branch that was checked out still is.
+func (m manifest) branchFor(spec sandbox.Spec) string {
+	own := spec.Labels[LabelBranch]
+	switch {
+	case spec.ID == m.ID || own != "" && own != m.Branch:
+		return own
+	case own == "":
+		return "" // the default names the sandbox
+	}
+	return own + "-" + spec.ID[:min(8, len(spec.ID))]
 }
 
 // maxManifest bounds a manifest in bytes.
@@ -167,7 +178,7 @@ func parseManifest(text []byte) (m manifest, err error) {
 	if err := json.Unmarshal(text, &m); err != nil {
 		return m, err
 	}
-	if m.Format != manifestFormat || !objectName.MatchString(m.Base) || !validBranch(m.Branch) {
+	if m.Format != manifestFormat || !sandbox.ValidID(m.ID) || !objectName.MatchString(m.Base) || !validBranch(m.Branch) {
 		return m, fmt.Errorf("format %d, base %q, branch %q are not those of a snapshot of ours", m.Format, m.Base, m.Branch)
 	}
 	return m, nil
@@ -209,6 +220,10 @@ func (b *box) relinkObjects() error {
 		return err
 	}
 	if err := git.RemoveAll(name); err != nil {
+		return err
+	}
+	// Whoever held the index is not running any more.
+	if err := git.RemoveAll("index.lock"); err != nil {
 		return err
 	}
 	return git.WriteFile(name, text, 0o644)

@@ -246,6 +246,9 @@ func (r *Runtime) Close() error {
 	r.mu.Unlock()
 	r.done.Wait()
 	r.feed.Close()
+	if r.cgroups != nil {
+		r.cgroups.close()
+	}
 	return r.lock.Close()
 }
 
