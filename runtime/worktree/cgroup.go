@@ -35,28 +35,34 @@ func openCgroups(prefix string) (*cgroups, error) {
 	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
 		c.v2 = true
 	}
+	return c, c.place()
+}
+
+// place makes the directories in which the groups of sandboxes lie, if they are
+// missing.
+func (c *cgroups) place() error {
 	for _, dir := range c.hierarchies() {
 		if !c.v2 && !mountPoint(dir) {
-			return nil, fmt.Errorf("the control group hierarchy %s is not mounted", dir)
+			return fmt.Errorf("the control group hierarchy %s is not mounted", dir)
 		}
 		if c.v2 {
 			// Whoever came first has enabled them already; then this changes nothing.
 			enable(dir)
 		}
-		if err := os.Mkdir(filepath.Join(dir, prefix), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			return nil, err
+		if err := os.Mkdir(filepath.Join(dir, c.prefix), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
 		}
 		if c.v2 {
-			enable(filepath.Join(dir, prefix))
-			have, err := os.ReadFile(filepath.Join(dir, prefix, "cgroup.subtree_control"))
+			enable(filepath.Join(dir, c.prefix))
+			have, err := os.ReadFile(filepath.Join(dir, c.prefix, "cgroup.subtree_control"))
 			for _, want := range []string{"cpu", "memory", "pids"} {
 				if err != nil || !strings.Contains(" "+strings.TrimSpace(string(have))+" ", " "+want+" ") {
-					return nil, fmt.Errorf("the controller %s is not available (%v)", want, err)
+					return fmt.Errorf("the controller %s is not available (%v)", want, err)
 				}
 			}
 		}
 	}
-	return c, nil
+	return nil
 }
 
 func enable(dir string) {
@@ -94,6 +100,9 @@ const cpuPeriod = 100_000
 
 // create makes the groups of a sandbox with its limits.
 func (c *cgroups) create(id string, res sandbox.Resources) error {
+	if err := c.place(); err != nil { // somebody may have tidied up
+		return err
+	}
 	for _, dir := range c.hierarchies() {
 		if err := os.Mkdir(filepath.Join(dir, c.prefix, id), 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return err
