@@ -38,8 +38,9 @@ func baseOptions() DebianOptions {
 
 // EnsureBase returns the template "base" and builds it when it is missing or its
 // recipe has changed. It is made of the distribution's packages, without a
-// registry; see BuildDebian for its errors. Two processes that need it at once
-// build it once. progress may be nil.
+// registry; see BuildDebian for its errors. An older one is better than none when
+// the mirror does not answer. Two processes that need it at once build it once.
+// progress may be nil.
 func (s *Store) EnsureBase(ctx context.Context, progress func(Progress)) (Image, error) {
 	const op = "image.EnsureBase"
 	o := baseOptions()
@@ -60,7 +61,12 @@ func (s *Store) EnsureBase(ctx context.Context, progress func(Progress)) (Image,
 	if i, ok := s.upToDate(o); ok {
 		return i, nil
 	}
-	return s.BuildDebian(ctx, o)
+	i, err := s.BuildDebian(ctx, o)
+	if old, found := s.Get(BaseName); err != nil && found == nil && ctx.Err() == nil {
+		s.log.Warn("the template made from an older recipe is used, since a new one cannot be built", "image", BaseName, "err", err)
+		return old, nil
+	}
+	return i, err
 }
 
 // upToDate returns the image that a recipe led to before. An image of that name

@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"github.com/atoll-run/atoll/sandbox"
 )
 
 // buildBase makes the template in a store of its own, whose directory is dir.
@@ -50,4 +52,29 @@ func openStore(t testing.TB) *Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+func TestOldBaseIsUsedWhenMirrorFails(t *testing.T) {
+	if _, err := hostDistribution(); err != nil {
+		t.Skip(err)
+	}
+	s := openStore(t)
+	old := importText(t, s, BaseName, "old")
+	t.Setenv("PATH", t.TempDir()) // no mmdebstrap
+	if i, err := s.EnsureBase(t.Context(), nil); err != nil || i.ID != old.ID {
+		t.Errorf("an imported base: %+v, %v", i, err)
+	}
+	old.Key = "debian:older"
+	if _, err := s.addNames("test", old, []string{BaseName}); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := s.EnsureBase(t.Context(), nil); err != nil || i.Root != old.Root {
+		t.Errorf("an older base: %+v, %v", i, err)
+	}
+	if err := s.Remove(BaseName); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.EnsureBase(t.Context(), nil); !sandbox.Is(err, sandbox.Unsupported) {
+		t.Errorf("no base: %v", err)
+	}
 }

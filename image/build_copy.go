@@ -75,8 +75,12 @@ func (b *build) workdir(ctx context.Context, st *state, step Step) (cached bool,
 	if err != nil {
 		return false, sandbox.E("build", sandbox.Invalid, "", err)
 	}
-	if found, err := there.dir(parts, false); found != nil || err != nil {
-		return true, err
+	found, err := there.dir(parts, false)
+	if err != nil {
+		return false, sandbox.E("build", sandbox.Invalid, st.config.WorkingDir, err)
+	}
+	if found != nil {
+		return true, nil
 	}
 	if err := c.makeDirs(st.config.WorkingDir); err != nil {
 		return false, err

@@ -245,7 +245,7 @@ func (s *Store) mmdebstrap(ctx context.Context, host distribution, o DebianOptio
 		args = append(args, sources)
 	}
 	root := work + "/root"
-	if err := os.Mkdir(root, 0o755); err != nil { //nolint:gosec // it becomes the root of the image
+	if err := os.Mkdir(root, 0o755); err != nil {
 		return err
 	}
 	if available := availableMemory(); os.Geteuid() == 0 && available >= memoryRoom {
@@ -272,7 +272,7 @@ func rewind(f *os.File) error {
 // runTool runs mmdebstrap with its temporary files below tmp, in new namespaces
 // as the flags of clone(2) say.
 func (o *DebianOptions) runTool(ctx context.Context, argv []string, tmp string, namespaces uintptr, out *os.File) error {
-	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // names were checked, the rest is ours
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive")
 	cmd.Env = slices.DeleteFunc(cmd.Env, func(v string) bool { return strings.HasPrefix(v, "SOURCE_DATE_EPOCH=") })
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Unshareflags: namespaces}
@@ -301,7 +301,7 @@ func writeHooks(dir, script string) ([]string, error) {
 			continue
 		}
 		path := fmt.Sprintf("%s/hook%d", dir, n)
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+hook.text), 0o700); err != nil { //nolint:gosec // it must be executable
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+hook.text), 0o700); err != nil {
 			return nil, err
 		}
 		options = append(options, "--"+hook.when+"-hook="+path)

@@ -122,7 +122,7 @@ func (u *unpacker) addEntry(ctx context.Context, tr *tar.Reader, h *tar.Header, 
 	case tar.TypeDir:
 		n.mode |= typeDir
 		n.children = map[string]*inode{}
-	case tar.TypeReg, tar.TypeRegA, tar.TypeCont, tar.TypeGNUSparse: //nolint:staticcheck // TypeRegA is still found
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		n.mode |= typeReg
 		if err := u.addData(ctx, n, tr, h, r, at); err != nil {
 			return fmt.Errorf("path %q: %w", h.Name, err)

@@ -99,7 +99,7 @@ func (s *Store) openLocked(ctx context.Context, path string) (*os.File, error) {
 		if err == nil && samePlace(f, path) {
 			return f, nil
 		}
-		if err != nil && err != syscall.EWOULDBLOCK {
+		if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, errors.Join(err, f.Close())
 		}
 		if err := f.Close(); err != nil {
