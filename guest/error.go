@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -42,18 +43,20 @@ func rpcError(op, subject string, err error) error {
 	}
 	var c *connect.Error
 	if errors.As(err, &c) {
-		kind, known := kinds[c.Code()]
-		// A cut connection is Unknown or Unavailable to Connect, as luck has it.
-		if !known && connect.IsWireError(err) {
-			kind = sandbox.Internal
-		} else if !known {
-			kind = sandbox.Unavailable
-		}
-		cause := error(c)
 		if connect.IsWireError(err) {
-			cause = errors.New(c.Message())
+			kind, known := kinds[c.Code()]
+			if !known {
+				kind = sandbox.Internal
+			}
+			return sandbox.E(op, kind, subject, errors.New(c.Message()))
 		}
-		return sandbox.E(op, kind, subject, cause)
+		// Not what the agent said but what happened on the way.
+		switch c.Code() {
+		case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeInvalidArgument, connect.CodeDataLoss:
+			// A stream that is cut has many names in Connect.
+			return sandbox.E(op, sandbox.Unavailable, subject, fmt.Errorf("lost the connection: %w", c))
+		}
+		return sandbox.E(op, kinds[c.Code()], subject, c)
 	}
 	return transportError(op, err)
 }

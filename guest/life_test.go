@@ -214,6 +214,24 @@ func TestACutConnectionEndsTheViewNotTheProcess(t *testing.T) {
 	}
 }
 
+func TestAWrongTokenIsDeniedOnEveryWay(t *testing.T) {
+	a := guesttest.Start(t)
+	token := "secret"
+	if err := a.Init(t.Context(), wire.Init{AccessToken: &token}); err != nil {
+		t.Fatal(err)
+	}
+	c := a.With(guest.Options{Token: "wrong"})
+	_, startErr := c.Start(t.Context(), sh("true"))
+	_, listErr := c.List(t.Context())
+	_, portErr := c.DialPort(t.Context(), 1)
+	for name, err := range map[string]error{"stream": startErr, "call": listErr, "HTTP": c.Shutdown(t.Context(), 0), "port": portErr} {
+		if !sandbox.Is(err, sandbox.Denied) {
+			t.Errorf("%s: got %q: %v", name, sandbox.KindOf(err), err)
+		}
+	}
+	run(t, a.With(guest.Options{Token: token}), "true")
+}
+
 func TestErrorsOfTheDialerKeepTheirKind(t *testing.T) {
 	c := guest.New(func(context.Context) (net.Conn, error) {
 		return nil, sandbox.Errorf("fake.Dial", sandbox.Conflict, "sb", "paused").WithHint("resume it")

@@ -13,6 +13,7 @@ import (
 	"connectrpc.com/connect"
 
 	processpb "github.com/atoll-run/atoll/guest/gen/process"
+	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -87,11 +88,17 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "no command given")
 	}
 	req := &processpb.StartRequest{
-		Process: &processpb.ProcessConfig{Cmd: cmd.Args[0], Args: cmd.Args[1:], Envs: cmd.Env},
+		Process: &processpb.ProcessConfig{Envs: map[string]string{}},
 		Stdin:   &cmd.Stdin,
 	}
+	args := each(cmd.Args, wire.EncodeName)
+	req.Process.Cmd, req.Process.Args = args[0], args[1:]
+	for k, v := range cmd.Env {
+		req.Process.Envs[wire.EncodeName(k)] = wire.EncodeName(v)
+	}
 	if cmd.Dir != "" {
-		req.Process.Cwd = &cmd.Dir
+		dir := wire.EncodeName(cmd.Dir)
+		req.Process.Cwd = &dir
 	}
 	if cmd.Tag != "" {
 		req.Tag = &cmd.Tag
@@ -299,12 +306,23 @@ func (c *Client) List(ctx context.Context) ([]Running, error) {
 	var all []Running
 	for _, p := range res.GetProcesses() {
 		cfg := p.GetConfig()
-		all = append(all, Running{
-			PID: int(p.GetPid()), Tag: p.GetTag(), Dir: cfg.GetCwd(), Env: cfg.GetEnvs(),
-			Args: append([]string{cfg.GetCmd()}, cfg.GetArgs()...),
-		})
+		r := Running{PID: int(p.GetPid()), Tag: p.GetTag(), Dir: wire.DecodeName(cfg.GetCwd()), Env: map[string]string{}}
+		r.Args = each(append([]string{cfg.GetCmd()}, cfg.GetArgs()...), wire.DecodeName)
+		for k, v := range cfg.GetEnvs() {
+			r.Env[wire.DecodeName(k)] = wire.DecodeName(v)
+		}
+		all = append(all, r)
 	}
 	return all, nil
+}
+
+// each returns the texts that f makes of others.
+func each(texts []string, f func(string) string) []string {
+	out := make([]string, len(texts))
+	for i, text := range texts {
+		out[i] = f(text)
+	}
+	return out
 }
 
 // Output is what Run returns.

@@ -159,6 +159,19 @@ func TestTheEnvironmentIsMerged(t *testing.T) {
 	}
 }
 
+func TestArgumentsMayHoldAnyBytes(t *testing.T) {
+	a := guesttest.Start(t)
+	cmd := guest.Command{Args: []string{"sh", "-c", `printf %s "$1$V"`, "x", "\xff\n\U0010FE41é"}, Env: map[string]string{"V": "\xfe"}}
+	out, err := a.Run(t.Context(), cmd)
+	if err != nil || string(out.Stdout) != "\xff\n\U0010FE41é\xfe" {
+		t.Fatalf("got %q %v", out.Stdout, err)
+	}
+	start(t, a.Client, guest.Command{Args: []string{"sleep", "1000", "0"}, Env: cmd.Env})
+	if running, err := a.List(t.Context()); err != nil || len(running) != 1 || running[0].Env["V"] != "\xfe" {
+		t.Errorf("got %+v %v", running, err)
+	}
+}
+
 func TestCommandsAreFoundInTheProcessesOwnPath(t *testing.T) {
 	a := guesttest.Start(t)
 	dir := t.TempDir()

@@ -1,13 +1,10 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -38,98 +35,6 @@ type process struct {
 	killed  atomic.Bool   // we were asked to kill it
 	started time.Time
 	ooms    int64 // the count of OOM kills when it started
-}
-
-var (
-	errNoTerminal = errors.New("the process has no terminal")
-	errTerminal   = errors.New("the process has a terminal: send to the pty; end input with Ctrl-D (0x04)")
-	errNoInput    = errors.New("the process's stdin is closed or was not asked for")
-)
-
-// launch is everything that starting a process takes, decided.
-type launch struct {
-	path string // of the executable
-	argv []string
-	env  []string
-	dir  string
-	acct account
-}
-
-// plan decides what to run. A missing command is an error that wraps
-// os.ErrNotExist, one that may not be executed wraps os.ErrPermission.
-func (s *settings) plan(config *processpb.ProcessConfig, acct account) (launch, error) {
-	dir, err := s.resolve(config.GetCwd(), acct)
-	if err != nil {
-		return launch{}, err
-	}
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		if config.GetCwd() != "" {
-			return launch{}, fmt.Errorf("%w: cwd '%s' does not exist", errBadCwd, dir)
-		}
-		dir = "/" // an account without a home directory can still run things
-	}
-	env := s.environment()
-	base := map[string]string{
-		"PATH": os.Getenv("PATH"), "HOME": acct.home, "USER": acct.name, "LOGNAME": acct.name, "SHELL": acct.shell,
-	}
-	if base["PATH"] == "" {
-		base["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-	}
-	for _, extra := range []map[string]string{env, config.GetEnvs()} {
-		for k, v := range extra {
-			base[k] = v
-		}
-	}
-	path, err := findCommand(config.GetCmd(), base["PATH"], dir)
-	if err != nil {
-		return launch{}, err
-	}
-	l := launch{path: path, argv: append([]string{config.GetCmd()}, config.GetArgs()...), dir: dir, acct: acct}
-	for k, v := range base {
-		l.env = append(l.env, k+"="+v)
-	}
-	for _, text := range append(l.env, l.argv...) {
-		if strings.ContainsRune(text, 0) {
-			return launch{}, errors.New("command or environment contains a NUL byte")
-		}
-	}
-	return l, nil
-}
-
-var errBadCwd = errors.New("bad working directory")
-
-// findCommand resolves a command as a shell would, in the process's own PATH
-// and working directory rather than ours.
-func findCommand(cmd, path, dir string) (string, error) {
-	if cmd == "" {
-		return "", errors.New("no command given")
-	}
-	candidates := []string{}
-	if strings.Contains(cmd, "/") {
-		if !filepath.IsAbs(cmd) {
-			cmd = filepath.Join(dir, cmd)
-		}
-		candidates = append(candidates, cmd)
-	} else {
-		for d := range strings.SplitSeq(path, ":") {
-			if !filepath.IsAbs(d) {
-				d = filepath.Join(dir, d)
-			}
-			candidates = append(candidates, filepath.Join(d, cmd))
-		}
-	}
-	err := fmt.Errorf("command not found: %s: %w", cmd, os.ErrNotExist)
-	for _, c := range candidates {
-		info, statErr := os.Stat(c)
-		switch {
-		case statErr != nil:
-		case info.IsDir() || info.Mode()&0o111 == 0:
-			err = fmt.Errorf("command cannot be executed: %s: %w", c, os.ErrPermission)
-		default:
-			return c, nil
-		}
-	}
-	return "", err
 }
 
 // start starts a process. The subscription sees every event of it.
@@ -336,89 +241,6 @@ func (s *Server) endEvent(p *process) *processpb.ProcessEvent_EndEvent {
 		end.Error = &reason
 	}
 	return end
-}
-
-// write sends input to the terminal or to stdin. It waits while the process
-// does not read, until ctx ends.
-func (p *process) write(ctx context.Context, data []byte, toTTY bool) error {
-	select {
-	case <-p.inputs:
-		defer func() { p.inputs <- struct{}{} }()
-	case <-p.child.done:
-		return errNoInput
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	f := p.stdin
-	switch {
-	case toTTY && p.tty == nil:
-		return errNoTerminal
-	case !toTTY && p.tty != nil:
-		return errTerminal
-	case toTTY:
-		f = p.tty
-	case f == nil:
-		return errNoInput
-	}
-	interrupt := func() { _ = f.SetWriteDeadline(time.Now()) }
-	stop := context.AfterFunc(ctx, interrupt)
-	defer stop()
-	over := make(chan struct{})
-	defer close(over)
-	go func() {
-		select {
-		case <-p.child.done:
-			interrupt()
-		case <-over:
-		}
-	}()
-	for len(data) > 0 {
-		_ = f.SetWriteDeadline(time.Time{})
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if p.over() {
-			return errNoInput
-		}
-		n, err := f.Write(data)
-		data = data[n:]
-		// A deadline may also be a late interrupt meant for an earlier write.
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			return errNoInput
-		}
-	}
-	return nil
-}
-
-// over reports whether the process was collected.
-func (p *process) over() bool {
-	select {
-	case <-p.child.done:
-		return true
-	default:
-		return false
-	}
-}
-
-// closeStdin ends the process's input. It is idempotent.
-func (p *process) closeStdin(ctx context.Context) error {
-	if p.tty != nil {
-		return errTerminal
-	}
-	select {
-	case <-p.inputs:
-	case <-p.child.done:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { p.inputs <- struct{}{} }()
-	if p.stdin == nil {
-		return nil
-	}
-	err := p.stdin.Close()
-	p.stdin = nil
-	return err
 }
 
 // processTab holds the processes that run, by PID.

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// A Linux file name is any bytes but '/' and NUL, while JSON and proto strings
+// A Linux file name, like an argument of a command, is any bytes but NUL, while JSON and proto strings
 // must be UTF-8. So a byte 0xNN that is not part of valid UTF-8 travels as the
 // private-use rune U+10FENN. A name that really holds one of these 256 runes
 // has its bytes escaped one by one, so that every name survives a round trip.
