@@ -3,7 +3,9 @@ package gvisor
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
+	"runtime/debug"
 	"syscall"
 	"unsafe" // also for go:linkname
 
@@ -24,6 +26,10 @@ import (
 	"gvisor.dev/gvisor/runsc/specutils"
 	"gvisor.dev/gvisor/runsc/starttime"
 )
+
+// bootHeap is the size of the heap in bytes from which on garbage is collected
+// even before the guest runs.
+const bootHeap = 64 << 20
 
 // bootCommand is the main program of a sentry. It does what runsc's command of
 // the same name does for a sandbox like ours, and registers the control calls of
@@ -74,6 +80,9 @@ func setUpChroot(spec *specs.Spec, conf *config.Config, timer *timing.Timer) err
 func (b *bootCommand) Execute(_ context.Context, _ *flag.FlagSet, args ...any) subcommands.ExitStatus {
 	conf, status := args[0].(*config.Config), args[1].(*unix.WaitStatus)
 	timer := starttime.Timer("boot")
+	// Collecting garbage would take a good part of the boot and of a restore.
+	debug.SetMemoryLimit(bootHeap)
+	debug.SetGCPercent(-1)
 	cpuid.Initialize()
 	ring0.InitDefault()
 	thp := boot.HostTHP{}
@@ -104,6 +113,8 @@ func (b *bootCommand) Execute(_ context.Context, _ *flag.FlagSet, args ...any) s
 		l.Destroy()
 		util.Fatalf("starting sandbox: %v", err)
 	}
+	debug.SetGCPercent(100)
+	debug.SetMemoryLimit(math.MaxInt64)
 	if err := serveInside(l); err != nil {
 		util.Fatalf("serving the runtime: %v", err)
 	}
