@@ -99,18 +99,19 @@ func toStep(s buildStep, user string, archive func(string) (string, bool)) (imag
 		if len(s.Args)%2 != 0 {
 			return image.Step{}, invalid("a value is missing")
 		}
-		step := image.Step{Op: image.OpEnv}
+		step := image.Step{Op: image.OpEnv, Text: "ENV"}
 		for pair := range slices.Chunk(s.Args, 2) {
 			if pair[0] == "" || strings.ContainsAny(pair[0], "= \t\n") {
 				return image.Step{}, invalid("%q cannot be the name of a variable", pair[0])
 			}
 			step.Args = append(step.Args, pair[0]+"="+pair[1])
+			step.Text += " " + pair[0] // values may be secret
 		}
 		return step, nil
 	case "WORKDIR":
-		return image.Step{Op: image.OpWorkdir, Args: []string{arg(0)}}, nil
+		return image.Step{Op: image.OpWorkdir, Args: []string{arg(0)}, Text: "WORKDIR " + arg(0)}, nil
 	case "USER":
-		return image.Step{Op: image.OpUser, Args: []string{arg(0)}}, nil
+		return image.Step{Op: image.OpUser, Args: []string{arg(0)}, Text: "USER " + arg(0)}, nil
 	}
 	return image.Step{}, invalid("there is no such instruction")
 }

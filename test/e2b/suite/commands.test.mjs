@@ -1,4 +1,3 @@
-// conformance: FR5.1
 import { before, test } from 'node:test'
 import assert from 'node:assert/strict'
 import { CommandExitError, InvalidArgumentError, TimeoutError } from 'e2b'

@@ -1,4 +1,3 @@
-// conformance: FR5.1
 import { test } from 'node:test'
 import assert from 'node:assert/strict'
 import { Sandbox, SandboxNotFoundError, AuthenticationError } from 'e2b'

@@ -1,4 +1,3 @@
-// conformance: FR5.1
 import { after, test } from 'node:test'
 import assert from 'node:assert/strict'
 import { BuildError, Template, waitForPort, waitForTimeout } from 'e2b'
@@ -27,7 +26,7 @@ test('a template is built from instructions and files', async () => {
     .runCmd('touch /etc/by-root', { user: 'root' })
     .setWorkdir('/srv')
     .runCmd('pwd > /home/user/where')
-  const info = await build(definition, name, { onBuildLogs: (l) => logs.push(l.message) })
+  const info = await build(definition, name, { skipCache: true, onBuildLogs: (l) => logs.push(l.message) })
   assert.ok(info.templateId && info.buildId)
   assert.ok(logs.some((l) => l.includes('copied')), logs.join('\n'))
   assert.equal(await Template.exists(name), true)

@@ -1,4 +1,3 @@
-// conformance: FR5.1 NFR1.3
 import { test } from 'node:test'
 import assert from 'node:assert/strict'
 import { ALL_TRAFFIC, CommandExitError } from 'e2b'

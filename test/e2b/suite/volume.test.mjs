@@ -1,4 +1,3 @@
-// conformance: FR5.1
 import { after, before, test } from 'node:test'
 import assert from 'node:assert/strict'
 import { Volume, VolumeNotFoundError, VolumePathNotFoundError } from 'e2b'
