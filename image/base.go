@@ -11,7 +11,7 @@ const BaseName = "base"
 
 // basePackages is what agents expect of a machine: E2B's clients wait for ports
 // with ss and call python3 python. perl comes with git.
-var basePackages = []string{"bash", "ca-certificates", "curl", "git", "iproute2", "procps", "python-is-python3", "python3", "sudo"}
+var basePackages = []string{"adduser", "bash", "ca-certificates", "curl", "git", "iproute2", "login", "passwd", "procps", "python-is-python3", "python3", "sudo"}
 
 // baseScript makes the user that sandboxes run as by default. Its name and
 // number are those of E2B's templates.

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,9 +37,20 @@ func buildBase(t *testing.T, dir string) Image {
 }
 
 // The same packages must give the same root, in any store at any time.
+//
+// conformance: FR2.2
 func TestBaseIsReproducible(t *testing.T) {
 	first, second := t.TempDir(), t.TempDir()
 	a, b := buildBase(t, first), buildBase(t, second)
+	text := rootDescription(t, a)
+	for _, want := range []string{
+		"/home/user 40", "/etc/sudoers.d/user 100440 0:0 ", "/usr/bin/sudo 104755 0:0 ", "/usr/bin/bash 100755 ", "/usr/bin/python 120777 ",
+		"/usr/bin/git 100755 ", "/usr/bin/curl 100755 ", "/usr/bin/ss 100755 ", "/usr/bin/apt-get 100755 ", "/usr/sbin/useradd 100755 ",
+	} {
+		if !strings.Contains(text, "\n"+want) {
+			t.Errorf("the template has no %q", want)
+		}
+	}
 	if a.Root.Digest != b.Root.Digest {
 		sameTree(t, rootDescription(t, b), rootDescription(t, a))
 		t.Errorf("roots %s and %s", a.Root.Digest, b.Root.Digest)

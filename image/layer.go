@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -58,7 +59,8 @@ func newUnpacker(tmpDir string, limits Limits, xattrs bool) (*unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(spool.Name()); err != nil {
+	// A sweep may have come before us.
+	if err := os.Remove(spool.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, errors.Join(err, spool.Close())
 	}
 	return &unpacker{tree: newTree(), limits: limits.withDefaults(), xattrs: xattrs, spool: spool}, nil
