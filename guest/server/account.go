@@ -25,18 +25,52 @@ type account struct {
 // errNoAccount is returned for a user that /etc/passwd does not have.
 var errNoAccount = errors.New("no such user")
 
-// accounts answers from the text of /etc/passwd and /etc/group. It is read
-// anew for each request, so that users made inside the sandbox exist at once.
+// accounts answers from the text of /etc/passwd and /etc/group.
 type accounts struct {
 	passwd []byte
 	group  []byte
 }
 
+// loadAccounts reads the accounts there are now, so that users made inside the
+// sandbox exist at once. A missing file means an image without users: only
+// numbers are known.
 func loadAccounts() accounts {
-	// A missing file means an image without users: only numbers are known.
-	passwd, _ := os.ReadFile("/etc/passwd")
-	group, _ := os.ReadFile("/etc/group")
-	return accounts{passwd, group}
+	return accounts{passwdFile.read("/etc/passwd"), groupFile.read("/etc/group")}
+}
+
+var passwdFile, groupFile cachedFile
+
+// cachedFile keeps the text of a file until the file changes: every call needs
+// to know its user, and system calls cost much in a user-space kernel.
+type cachedFile struct {
+	mu    sync.Mutex
+	stamp fileStamp
+	text  []byte // never changed in place
+}
+
+// fileStamp differs between two versions of a file.
+type fileStamp struct {
+	inode        uint64
+	size         int64
+	mtime, ctime syscall.Timespec
+}
+
+// read returns the text; nil when there is none.
+func (c *cachedFile) read(path string) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var st syscall.Stat_t
+	if syscall.Stat(path, &st) != nil {
+		return nil
+	}
+	if stamp := (fileStamp{st.Ino, st.Size, st.Mtim, st.Ctim}); c.text == nil || stamp != c.stamp {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil
+		}
+		c.stamp, c.text = stamp, text
+	}
+	return c.text
 }
 
 // lookup finds "name", "uid", "name:group" or "uid:gid", as container images

@@ -84,6 +84,9 @@ func (s *Server) repair(in wire.Init) {
 	if in.Hostname != "" && s.PID1 {
 		attempt("set the host name", setHostname(in.Hostname))
 	}
+	if s.PID1 {
+		attempt("leave the sandbox's identity", leaveIdentity(identityDir, in.EnvVars))
+	}
 	if in.CABundle != "" && s.PID1 {
 		attempt("add the certificate authority", addAuthority(in.CABundle))
 	}

@@ -42,73 +42,34 @@ func (s *Server) start(l launch, req *processpb.StartRequest) (*process, *subscr
 	p := &process{config: req.GetProcess(), tag: req.Tag, inputs: make(chan struct{}, 1), started: time.Now()}
 	p.ooms, _ = s.oom.read()
 	p.inputs <- struct{}{}
-	var theirs []*os.File // the child's stdin, stdout, stderr
-	var ours []*os.File   // read ends, in the order stdout, stderr
-	cleanup := func(files ...*os.File) {
-		for _, f := range files {
-			if f != nil {
-				f.Close()
-			}
-		}
-	}
 	attr := &syscall.SysProcAttr{Setsid: true}
 	if l.acct.switches() {
 		attr.Credential = l.acct.credential()
 	}
+	var files stdio
 	var err error
 	if pty := req.GetPty(); pty != nil {
-		var slave *os.File
-		p.tty, slave, err = openPTY(pty.GetSize().GetCols(), pty.GetSize().GetRows(), l.acct)
-		if err != nil {
-			return nil, nil, err
-		}
+		err = files.openPTY(pty.GetSize(), l.acct)
 		attr.Setctty = true // of file 0
-		theirs, ours = []*os.File{slave, slave, slave}, []*os.File{p.tty}
-		defer slave.Close()
 	} else {
-		theirs, ours, err = p.openPipes(req.Stdin == nil || req.GetStdin())
-		defer func() { cleanup(theirs...) }()
-		if err != nil {
-			cleanup(append(ours, p.stdin)...)
-			return nil, nil, err
-		}
+		err = files.openPipes(req.Stdin == nil || req.GetStdin())
 	}
-	fds := make([]uintptr, len(theirs))
-	for i, f := range theirs {
-		fds[i] = f.Fd()
-	}
-	sub := p.out.subscribe()
-	p.child, err = s.reaper.spawn(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: fds, Sys: attr})
+	defer files.closeTheirs()
 	if err != nil {
-		cleanup(append(ours, p.stdin)...)
+		files.closeOurs()
+		return nil, nil, err
+	}
+	p.tty, p.stdin = files.tty, files.stdin
+	sub := p.out.subscribe()
+	p.child, err = s.reaper.spawn(l.path, l.argv, &syscall.ProcAttr{Dir: l.dir, Env: l.env, Files: files.theirs, Sys: attr})
+	if err != nil {
+		files.closeOurs()
 		return nil, nil, fmt.Errorf("start %s: %w", l.path, err)
 	}
 	s.processes.add(p)
 	s.logs.start(p, l)
-	go s.attend(p, ours)
+	go s.attend(p, files.outputs)
 	return p, sub, nil
-}
-
-// openPipes makes the three standard files of a process without a terminal. It
-// returns what it made even when it fails.
-func (p *process) openPipes(stdin bool) (theirs, ours []*os.File, err error) {
-	var r, w *os.File
-	if stdin {
-		if r, w, err = os.Pipe(); err != nil {
-			return theirs, ours, err
-		}
-		p.stdin = w
-	} else if r, err = os.Open(os.DevNull); err != nil {
-		return theirs, ours, err
-	}
-	theirs = append(theirs, r)
-	for range 2 {
-		if r, w, err = os.Pipe(); err != nil {
-			return theirs, ours, err
-		}
-		theirs, ours = append(theirs, w), append(ours, r)
-	}
-	return theirs, ours, nil
 }
 
 // attend sees a process to its end.
