@@ -99,6 +99,9 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 	if err := r.checkFiles(spec, want); err != nil {
 		return nil, err
 	}
+	if err := r.checkDisk(); err != nil {
+		return nil, err
+	}
 	if len(spec.Mounts) == 0 {
 		if s = r.pool.take(want); s != nil {
 			if err := unix.Rename(s.dir, b.dir); err != nil { // os.Rename refuses an empty directory
@@ -126,7 +129,7 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 	}
 	if err != nil {
 		if s.group.outOfMemory() > 0 {
-			err = sandbox.Errorf("", sandbox.Exhausted, "", "out of memory: %d bytes are too few: %w", want.res.Memory, err)
+			err = sandbox.Errorf("start guest", sandbox.Exhausted, "", "out of memory: %d bytes are too few: %w", want.res.Memory, err)
 		}
 		err = errors.Join(err, s.lastWords(), s.end())
 		return nil, err
@@ -148,15 +151,31 @@ func (r *Runtime) checkFiles(spec sandbox.Spec, want shape) error {
 	root := r.files(want).root
 	st, err := os.Stat(root)
 	if err != nil {
-		return sandbox.E("", sandbox.NotFound, "", err).WithHint("the image of the root is gone; build or pull it again")
+		return sandbox.E("find root", sandbox.NotFound, "", err).WithHint("the image of the root is gone; build or pull it again")
 	}
 	if !st.Mode().IsRegular() {
-		return sandbox.Errorf("", sandbox.Invalid, "", "%s is not an EROFS image", root)
+		return sandbox.Errorf("find root", sandbox.Invalid, "", "%s is not an EROFS image", root)
 	}
 	for _, m := range spec.Mounts {
 		if _, err := os.Stat(m.Source); err != nil {
-			return sandbox.E("", sandbox.NotFound, "", err)
+			return sandbox.E("find mount", sandbox.NotFound, "", err)
 		}
+	}
+	return nil
+}
+
+// minDisk is how much room the state directory's file system must have for one
+// more sandbox, in bytes. A sentry whose overlay cannot grow any more dies.
+const minDisk = 128 << 20
+
+func (r *Runtime) checkDisk() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(r.cfg.Dir, &st); err != nil {
+		return err
+	}
+	if free := int64(st.Bavail) * st.Bsize; free < minDisk {
+		return sandbox.Errorf("find room", sandbox.Exhausted, "", "only %d MiB are free in %s", free>>20, r.cfg.Dir).
+			WithHint("remove sandboxes, snapshots or images, or choose a state directory with more room")
 	}
 	return nil
 }

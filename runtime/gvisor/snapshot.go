@@ -75,8 +75,7 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 	} else if len(entries) > 0 {
 		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
 	}
-	paused := b.status().State == sandbox.Paused
-	if err := s.save(ctx, b, r.images(), dir, paused); err != nil {
+	if err := s.save(ctx, b.rec, r.images(), dir); err != nil {
 		for _, name := range slices.Concat(stateFiles, b.rec.Images.list(), []string{manifestName}) {
 			_ = os.Remove(filepath.Join(dir, name))
 		}
@@ -93,7 +92,7 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 }
 
 // save writes and syncs all files of a snapshot. The sandbox is afterwards as it was.
-func (s *sentry) save(ctx context.Context, b *box, images, dir string, paused bool) error {
+func (s *sentry) save(ctx context.Context, rec record, images, dir string) error {
 	opts := control.SaveOpts{
 		Metadata:      statefile.CompressionLevelNone.ToMetadata(),
 		HavePagesFile: true,
@@ -115,14 +114,14 @@ func (s *sentry) save(ctx context.Context, b *box, images, dir string, paused bo
 			return err
 		}
 	}
-	for _, name := range b.rec.Images.list() {
+	for _, name := range rec.Images.list() {
 		if err := linkFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
 			return err
 		}
 	}
 	m := manifest{
-		Format: manifestFormat, GVisor: buildID(), Arch: runtime.GOARCH, Root: b.rec.Spec.Root,
-		Resources: b.rec.Resources, Mounts: b.rec.Spec.Mounts, Images: b.rec.Images,
+		Format: manifestFormat, GVisor: buildID(), Arch: runtime.GOARCH, Root: rec.Spec.Root,
+		Resources: rec.Resources, Mounts: rec.Spec.Mounts, Images: rec.Images,
 	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
