@@ -31,7 +31,7 @@ equal "$(atoll exec life -- cat "/proc/$pid/comm")" sleep
 # Names.
 atoll rename life other
 made+=(other)
-fails 125 'no.*life|life.*not' atoll exec life -- true
+fails 125 'life: no such' atoll exec life -- true
 fails 1 'other' atoll create base --name other
 fails 1 'running' atoll rm other
 
