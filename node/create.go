@@ -229,11 +229,21 @@ func (n *Node) initGuest(ctx context.Context, rec Sandbox, oldToken string) erro
 	client := guest.New(n.dialGuest(rec), guest.Options{Token: oldToken})
 	defer client.CloseIdle()
 	now, user := time.Now(), cmp.Or(rec.User, "root")
-	init := wire.Init{EnvVars: rec.Env, DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy}
+	init := wire.Init{EnvVars: environment(rec), DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy}
 	if rec.GuestToken != "" || oldToken != "" {
 		init.AccessToken = &rec.GuestToken
 	}
 	return client.Init(ctx, init)
+}
+
+// environment is what every process of the sandbox gets. Programs tell by the
+// names of E2B's variables that they are in a sandbox, and in which.
+func environment(rec Sandbox) map[string]string {
+	env := map[string]string{"E2B_SANDBOX": "true", "E2B_SANDBOX_ID": rec.ID}
+	if rec.Template != "" {
+		env["E2B_TEMPLATE_ID"] = rec.Template
+	}
+	return merged(env, rec.Env)
 }
 
 // discard removes everything of a sandbox that was not finished. The entry's op
