@@ -201,7 +201,7 @@ func (w *writer) directory(dir *os.Root, base, rel string, depth int, h *tar.Hea
 
 func (w *writer) file(dir *os.Root, base, rel string, h *tar.Header, st *syscall.Stat_t) error {
 	h.Typeflag = tar.TypeReg
-	key := inode{uint64(st.Dev), st.Ino}
+	key := inode{st.Dev, st.Ino}
 	if first, seen := w.links[key]; seen {
 		h.Typeflag, h.Linkname = tar.TypeLink, first
 		return w.tar.WriteHeader(h)

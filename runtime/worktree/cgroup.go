@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,9 +56,12 @@ func (c *cgroups) place() error {
 		if c.v2 {
 			enable(filepath.Join(dir, c.prefix))
 			have, err := os.ReadFile(filepath.Join(dir, c.prefix, "cgroup.subtree_control"))
+			if err != nil {
+				return err
+			}
 			for _, want := range []string{"cpu", "memory", "pids"} {
-				if err != nil || !strings.Contains(" "+strings.TrimSpace(string(have))+" ", " "+want+" ") {
-					return fmt.Errorf("the controller %s is not available (%v)", want, err)
+				if !slices.Contains(strings.Fields(string(have)), want) {
+					return fmt.Errorf("the controller %s is not available", want)
 				}
 			}
 		}
