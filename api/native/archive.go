@@ -140,7 +140,7 @@ func rename(h *tar.Header, name string) string {
 	if !isTree && name != "" { // the archive is one file
 		return name
 	}
-	return path.Join(name, inside)
+	return path.Clean(path.Join(name, inside)) // "." for the root itself
 }
 
 func unpackOne(root *os.Root, h *tar.Header, content io.Reader) error {

@@ -132,7 +132,7 @@ func diagnose(h host) []finding {
 	say("limits", h.cgroup != "", checkLimited, choose(h.cgroup != "", "cgroup "+h.cgroup, "no cgroups: CPU, memory and processes are not limited"), "mount cgroup2 at /sys/fs/cgroup")
 	say("guest agent", h.guest == nil, checkFailed, choose(h.guest == nil, "in this build", "missing"), "build with `make build`")
 	if h.node != nil {
-		say("node", false, checkFailed, sandboxCause(h.node), first(sandbox.HintOf(h.node), "run again with --debug"))
+		say("node", false, checkFailed, causeOf(h.node), first(sandbox.HintOf(h.node), "run again with --debug"))
 	} else if h.guest == nil {
 		say("daemon", h.daemonURL != "", checkLimited, first(h.daemonURL, "none: only `atoll run` and what needs no sandbox that lasts"), "start one with `atoll up -d`")
 	}

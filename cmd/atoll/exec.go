@@ -136,11 +136,18 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 			cmd.Env["TERM"] = first(os.Getenv("TERM"), "xterm")
 		}
 	}
-	p, err := g.Start(ctx, cmd)
+	// Once the command runs, an interrupt belongs to it and not to us.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	release := context.AfterFunc(ctx, end)
+	p, err := g.Start(life, cmd)
 	if err != nil {
 		return startError(cmd.Args[0], err)
 	}
 	defer p.Close()
+	if !release() {
+		return ctx.Err()
+	}
 	if streams.detach {
 		return nil
 	}
@@ -149,12 +156,9 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 		return err
 	}
 	defer restore()
-	// From here on an interrupt belongs to the command: ctx no longer counts.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	defer cancel()
-	go a.forwardSignals(ctx, p, streams.tty)
+	go a.forwardSignals(life, p, streams.tty)
 	if streams.stdin {
-		go sendInput(ctx, p, a.stdin, streams.tty)
+		go sendInput(life, p, a.stdin, streams.tty)
 	}
 	result, err := p.Wait(a.stdout, a.stderr)
 	restore()
@@ -163,10 +167,10 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 	case err == nil:
 		return a.ended(sb, result)
 	case errors.As(err, &broken): // our own output is closed, as by `| head`
-		_ = p.Signal(ctx, syscall.SIGHUP) // it may have ended by now
+		_ = p.Signal(life, syscall.SIGHUP) // it may have ended by now
 		return exitError(128 + int(syscall.SIGPIPE))
 	}
-	return lost(ctx, b, sb, err)
+	return lost(life, b, sb, err)
 }
 
 // startError gives a command that could not be started docker's exit codes.

@@ -4,9 +4,12 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 	"os/signal"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/daemon"
 	"github.com/atoll-run/atoll/runtime/gvisor"
@@ -22,6 +25,9 @@ func main() {
 	if worktree.IsReexec() {
 		worktree.Main()
 	}
+	// What a careless parent left open is not passed on to programs that we
+	// start. A kernel before 5.11 does not know how, and nothing else depends on it.
+	_ = unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
 	// Commands that forward signals take them over; all others end at the
 	// first and, should that hang, die at the second.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

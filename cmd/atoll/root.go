@@ -95,7 +95,7 @@ func (a *app) complain(cmd *cobra.Command, err error) {
 		return
 	}
 	p := native.ProblemOf(err)
-	fmt.Fprintln(a.stderr, "atoll: "+printable(sandboxCause(err)))
+	fmt.Fprintln(a.stderr, "atoll: "+printable(causeOf(err)))
 	if p.Hint != "" {
 		fmt.Fprintln(a.stderr, "  "+sentence(printable(p.Hint)))
 	}
@@ -190,13 +190,17 @@ func isTerminal(v any) (*os.File, bool) {
 	return f, ok && term.IsTerminal(int(f.Fd()))
 }
 
-// sandboxCause is the innermost reason of an error, for a line of a report.
-func sandboxCause(err error) string {
+// causeOf is the innermost reason of an error, and what it is about.
+func causeOf(err error) string {
 	p := native.ProblemOf(err)
-	if p.Subject != "" && !strings.Contains(p.Detail, p.Subject) {
-		return p.Subject + ": " + p.Detail
+	p.Detail = strings.ReplaceAll(strings.TrimSpace(p.Detail), "\n", "; ")
+	switch {
+	case p.Subject == "" || strings.Contains(p.Detail, p.Subject):
+		return p.Detail
+	case strings.HasPrefix(p.Detail, "no such "):
+		return p.Detail + ": " + p.Subject
 	}
-	return p.Detail
+	return p.Subject + ": " + p.Detail
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
