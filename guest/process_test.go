@@ -364,6 +364,7 @@ func TestSeveralClientsWatchOneProcessAndMayLeave(t *testing.T) {
 	wantKind(t, err, sandbox.NotFound)
 }
 
+// conformance: SPEC2
 func TestAFloodWaitsForASlowClient(t *testing.T) {
 	a := guesttest.Start(t)
 	p := start(t, a.Client, sh("yes 0123456789abcdef | head -c 300000000; echo done >&2"))
@@ -381,7 +382,7 @@ func TestAFloodWaitsForASlowClient(t *testing.T) {
 		t.Fatalf("got %d bytes and %q", n.bytes, stderr.String())
 	}
 	after := residentKiB(t, a.PID)
-	t.Logf("measured: agent memory in KiB: before %d, stalled %d, after 300 MB of output %d", before, stalled, after)
+	t.Logf("measured: SPEC2 agent memory in KiB: before %d, stalled %d, after 300 MB of output %d", before, stalled, after)
 	if after > before+48<<10 || stalled > before+48<<10 {
 		t.Errorf("the agent grew from %d KiB to %d (stalled) and %d", before, stalled, after)
 	}

@@ -4,6 +4,7 @@
 // Usage:
 //
 //	atoll-guest [-listen ADDRESS] [-machine] [-v]
+//	atoll-guest -version
 //
 // It runs as a child of anything or as PID 1. SIGTERM and SIGINT end it with
 // all processes that it started, as POST /shutdown does. As PID 1 it changes the
