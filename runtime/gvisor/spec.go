@@ -73,7 +73,7 @@ func plan(f files, user []sandbox.Mount, res sandbox.Resources, dir string) layo
 		}
 		l.confs = append(l.confs, conf)
 	}
-	limit := uint64(res.Pids)
+	limit := uint64(max(res.Pids-agentThreads, minPids))
 	l.spec = &specs.Spec{
 		Version:  specs.Version,
 		Hostname: "sandbox",
@@ -135,6 +135,12 @@ func checkSpec(op string, s sandbox.Spec) error {
 const (
 	minMemory = 16 << 20 // bytes
 	maxPids   = 1 << 15  // half of what the sentry can have in all
+	minPids   = 8        // fewer, and the agent cannot start a shell
+
+	// agentThreads is how many threads the guest agent has. The sentry counts the
+	// processes of each user by themselves, as Linux does, and most commands run as
+	// another user than the agent; so its threads are set aside.
+	agentThreads = 24
 )
 
 // tmpMarker is put into /tmp, since gVisor would mount memory over an empty one
