@@ -309,7 +309,8 @@ func (a *api) pause(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 
 func (a *api) setTimeout(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	body := struct {
-		Timeout *int64 `json:"timeout"`
+		Timeout    *int64 `json:"timeout"`
+		ExtendOnly bool   `json:"extendOnly"`
 	}{}
 	if !a.decode(w, r, &body) {
 		return
@@ -323,12 +324,19 @@ func (a *api) setTimeout(w http.ResponseWriter, r *http.Request, key tenant.Key)
 		if err != nil {
 			return err
 		}
-		if err := a.node.SetTimeout(r.Context(), sb.ID, d); err != nil {
-			return err
+		if !body.ExtendOnly || extends(sb, d) {
+			if err := a.node.SetTimeout(r.Context(), sb.ID, d); err != nil {
+				return err
+			}
 		}
 		w.WriteHeader(http.StatusNoContent)
 		return nil
 	})
+}
+
+// extends reports whether a life of d from now ends later than the sandbox would.
+func extends(sb node.Sandbox, d time.Duration) bool {
+	return sb.EndAt != nil && time.Now().Add(d).After(*sb.EndAt)
 }
 
 // maxRefresh is the longest extension that a refresh can ask for, in seconds.
@@ -349,7 +357,7 @@ func (a *api) refresh(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	}
 	a.onSandbox(w, r, key, func(sb node.Sandbox) error {
 		d := time.Duration(seconds) * time.Second
-		if sb.EndAt != nil && time.Now().Add(d).After(*sb.EndAt) {
+		if extends(sb, d) {
 			if err := a.node.SetTimeout(r.Context(), sb.ID, d); err != nil {
 				return err
 			}

@@ -132,6 +132,7 @@ func TestConnectOnlyExtendsALifeAndTimeoutSetsIt(t *testing.T) {
 	s.want(s.do("POST", "/sandboxes/"+id+"/connect", `{"timeout":30}`), 200)
 	s.want(s.do("POST", "/v2/sandboxes/"+id+"/connect", ""), 200)
 	s.want(s.do("POST", "/sandboxes/"+id+"/refreshes", `{"duration":10}`), 204)
+	s.want(s.do("POST", "/sandboxes/"+id+"/timeout", `{"timeout":20,"extendOnly":true}`), 204)
 	if now := s.detail(id).EndAt; !now.Equal(before) {
 		t.Errorf("the end moved from %v to %v", before, now)
 	}

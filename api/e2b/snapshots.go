@@ -77,7 +77,7 @@ func (r reference) names(s node.Snapshot) bool {
 func (a *api) findSnapshot(ctx context.Context, team, ref string) (node.Snapshot, bool, error) {
 	want, err := parseReference(ref)
 	if err != nil {
-		return node.Snapshot{}, false, nil //nolint:nilerr // then it is no snapshot's name
+		return node.Snapshot{}, false, nil // then it is no snapshot's name
 	}
 	own, err := a.teamSnapshots(ctx, team, "")
 	if err != nil {

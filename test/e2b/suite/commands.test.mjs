@@ -42,6 +42,11 @@ test('user, directory and environment are as asked for', async () => {
   await assert.rejects(sbx.commands.run('true', { user: 'nobody-here' }))
 })
 
+test('a program can tell which sandbox it is in', async () => {
+  const { stdout } = await sbx.commands.run('echo $E2B_SANDBOX $E2B_SANDBOX_ID; cat /run/e2b/.E2B_SANDBOX; echo; cat /run/e2b/.E2B_SANDBOX_ID')
+  assert.equal(stdout, `true ${sbx.sandboxId}\ntrue\n${sbx.sandboxId}`)
+})
+
 test('stdin can be written and closed', async () => {
   const cat = await sbx.commands.run('cat', { background: true, stdin: true })
   await sbx.commands.sendStdin(cat.pid, 'hello ')
