@@ -3,6 +3,7 @@ package gvisor_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/runtime/gvisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -184,4 +186,36 @@ func BenchmarkIdleMemory(b *testing.B) {
 		must(b, r.Create(b.Context(), spec))
 	}
 	b.ReportMetric(float64(before-available())/1024/n, "MB/sandbox")
+}
+
+// BenchmarkTransfer measures how fast a file comes out of a sandbox.
+func BenchmarkTransfer(b *testing.B) {
+	const size = 64 << 20
+	r, spec, _ := bench(b)
+	sh(b, r, spec.ID, "head -c "+strconv.Itoa(size)+" /dev/zero > /big")
+	b.SetBytes(size)
+	for b.Loop() {
+		f, err := agent(r, spec.ID).ReadFile(b.Context(), "/big")
+		must(b, err)
+		n, err := io.Copy(io.Discard, f)
+		must(b, err)
+		if n != size {
+			b.Fatalf("%d bytes came, want %d", n, size)
+		}
+		f.Close()
+	}
+}
+
+// BenchmarkExec measures a command in a running sandbox, from the call to its end.
+func BenchmarkExec(b *testing.B) {
+	r, spec, _ := bench(b)
+	client := agent(r, spec.ID)
+	var m measured
+	for range b.N {
+		m.time(func() {
+			_, err := client.Run(b.Context(), guest.Command{Args: []string{"/bin/echo", "hi"}})
+			must(b, err)
+		})
+	}
+	m.report(b)
 }

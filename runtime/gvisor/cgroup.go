@@ -27,6 +27,11 @@ var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 // sentry's heap, page tables and the guest agent's image.
 const sentryOverhead = 48 << 20
 
+// groupWeight is how much more processor time the group of all sandboxes gets than
+// a neighbour when both want it. To its neighbours, single processes among them,
+// it is one group however many sandboxes are in it.
+const groupWeight = 16
+
 // groups is the parent of all control groups of one runtime.
 type groups struct {
 	prefix string
@@ -56,6 +61,9 @@ func openGroups(prefix string) (*groups, error) {
 		}
 	}
 	if !g.v2 {
+		if err := os.WriteFile(g.group("").file("cpu", "cpu.shares"), []byte(strconv.Itoa(1024*groupWeight)), 0o644); err != nil {
+			return nil, sandbox.E(op, sandbox.Denied, prefix, err)
+		}
 		var err error
 		g.home, err = homeGroups()
 		return g, err
@@ -66,6 +74,9 @@ func openGroups(prefix string) (*groups, error) {
 			return nil, sandbox.E(op, sandbox.Denied, dir, err).
 				WithHint("the cpu, memory and pids controllers must be available to child groups")
 		}
+	}
+	if err := os.WriteFile(g.group("").file("cpu", "cpu.weight"), []byte(strconv.Itoa(100*groupWeight)), 0o644); err != nil {
+		return nil, sandbox.E(op, sandbox.Denied, prefix, err)
 	}
 	return g, nil
 }
