@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -13,31 +14,19 @@ import (
 	"testing"
 
 	"github.com/atoll-run/atoll/guest/guesttest"
-	"github.com/atoll-run/atoll/runtime/gvisor"
-	"github.com/atoll-run/atoll/runtime/worktree"
 )
-
-// actAsAtoll makes the test binary behave as atoll itself.
-const actAsAtoll = "ATOLL_TEST_MAIN"
 
 // testHome holds everything that the tests make; empty until one needs it.
 var testHome string
 
 func TestMain(m *testing.M) {
-	if gvisor.IsReexec() {
-		gvisor.Main()
-	}
-	if worktree.IsReexec() {
-		worktree.Main()
-	}
-	if os.Getenv(actAsAtoll) != "" {
-		main()
-	}
 	code := guesttest.Main(m)
 	if testHome != "" {
-		down := exec.Command(os.Args[0], "down")
-		down.Env = environment(filepath.Join(testHome, "node"))
-		_ = down.Run() // fails when no test needed the daemon
+		if path, err := program(); err == nil {
+			down := exec.Command(path, "down")
+			down.Env = environment(filepath.Join(testHome, "node"))
+			_ = down.Run() // fails when no test needed the daemon
+		}
 		_ = os.RemoveAll(testHome)
 	}
 	os.Exit(code)
@@ -45,7 +34,7 @@ func TestMain(m *testing.M) {
 
 // environment is ours, for an atoll with its state in home.
 func environment(home string) []string {
-	env := []string{actAsAtoll + "=1", "ATOLL_HOME=" + home}
+	env := []string{"ATOLL_HOME=" + home}
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "ATOLL_") {
 			env = append(env, e)
@@ -54,32 +43,24 @@ func environment(home string) []string {
 	return env
 }
 
-// program returns the path of an atoll with the guest agent beside it.
-var program = sync.OnceValues(func() (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
+// program returns the path of an atoll: the one in ATOLL_BIN, or one that is
+// built here, without cgo as sandboxes' kernels need it, with the guest agent
+// beside it.
+var program = sync.OnceValues(func() (path string, err error) {
 	if testHome, err = os.MkdirTemp("", "atoll-cli-"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(testHome, "atoll")
-	return path, errors.Join(copyFile(self, path), copyFile(os.Getenv("ATOLL_GUEST"), filepath.Join(testHome, guestName)))
+	if path := os.Getenv("ATOLL_BIN"); path != "" {
+		return path, nil
+	}
+	path = filepath.Join(testHome, "atoll")
+	build := exec.Command("go", "build", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, os.Symlink(os.Getenv("ATOLL_GUEST"), filepath.Join(testHome, guestName))
 })
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	return errors.Join(err, out.Close())
-}
 
 // cli runs atoll with one state directory.
 type cli struct {
