@@ -72,17 +72,36 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 		refuse(w, r, bad.refusal, bad.title)
 		return
 	}
+	ctx := context.WithValue(r.Context(), targetKey{}, target{address: to, labels: sb.Spec.Labels})
+	if sb.State == sandbox.Paused {
+		if _, _, err := p.node.Connect(r.Context(), sb.ID, wokenLife(sb)); err != nil {
+			p.failed(w, r.WithContext(ctx), &dialError{err})
+			return
+		}
+	}
 	// A server inside may answer before it has read the whole request. Without
 	// this, ours would then take the rest of the body away from the transport,
 	// which breaks off the exchange. HTTP/2 works like this anyway.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	ctx := context.WithValue(r.Context(), targetKey{}, target{address: to, labels: sb.Spec.Labels})
 	p.reverse.ServeHTTP(w, r.WithContext(ctx))
 }
 
 // reachable reports whether traffic finds the sandbox running or wakes it.
 func reachable(sb node.Sandbox) bool {
 	return sb.State == sandbox.Running || sb.State == sandbox.Paused && sb.Lifecycle.AutoResume
+}
+
+// minWokenLife is how long a sandbox lives at least once traffic has woken it:
+// one made for seconds would else be asleep again before it could answer.
+const minWokenLife = 5 * time.Minute
+
+// wokenLife is the life that traffic gives to a paused sandbox; zero for one
+// that has no end.
+func wokenLife(sb node.Sandbox) time.Duration {
+	if sb.Lifecycle.Timeout == 0 {
+		return 0
+	}
+	return max(sb.Lifecycle.Timeout, minWokenLife)
 }
 
 // denial is a refusal and the title of its page.

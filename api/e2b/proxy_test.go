@@ -144,6 +144,19 @@ func TestTrafficWakesASandboxThatWantsIt(t *testing.T) {
 	}
 }
 
+func TestASandboxThatTrafficWokeStaysAwakeAWhile(t *testing.T) {
+	s := newServer(t)
+	sb := s.create(`"autoPause":true,"autoResume":{"policy":"any"}`)
+	s.want(s.do("POST", "/sandboxes/"+sb.SandboxID+"/timeout", `{"timeout":0}`), 204)
+	if _, err := s.node.Wait(t.Context(), sb.SandboxID, sandbox.Paused); err != nil {
+		t.Fatal(err)
+	}
+	s.want(s.send("GET", "/health", "", nil, hostOf(sandbox.GuestPort, sb.SandboxID)), 204)
+	if d := s.detail(sb.SandboxID); d.State != sandbox.Running || d.EndAt.Sub(d.StartedAt) < minWokenLife {
+		t.Errorf("%+v", d)
+	}
+}
+
 func TestStreamsAreNotBufferedAndEndWithTheirClient(t *testing.T) {
 	s := newServer(t)
 	sb := s.create("")

@@ -1,6 +1,7 @@
 package e2b
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strconv"
@@ -106,17 +107,19 @@ func (a *api) create(w http.ResponseWriter, r *http.Request, key tenant.Key, sec
 	writeJSON(w, http.StatusCreated, a.created(sb))
 }
 
-// launch makes a sandbox from what the client calls a template: one of the
-// team's snapshots, or a template that it may use. Nothing else of the host's
-// can be named this way.
+// launch makes a sandbox from what the client calls a template: a template that
+// the team may use, or one of its snapshots. Nothing else of the host's can be
+// named this way.
 func (a *api) launch(ctx context.Context, team, ref string, req node.CreateRequest) (node.Sandbox, error) {
-	if snap, ok, err := a.findSnapshot(ctx, team, ref); err != nil {
-		return node.Sandbox{}, err
-	} else if ok {
+	t, build, err := a.findTemplate(ctx, team, ref)
+	if sandbox.Is(err, sandbox.NotFound) {
+		snap, ok, e := a.findSnapshot(ctx, team, ref)
+		if e != nil || !ok {
+			return node.Sandbox{}, cmp.Or(e, err)
+		}
 		req.Labels[labelTemplate] = snapshotID(snap)
 		return a.node.Restore(ctx, snap.ID, req)
 	}
-	t, build, err := a.findTemplate(ctx, team, ref)
 	if err != nil {
 		return node.Sandbox{}, err
 	}
