@@ -228,6 +228,15 @@ func (n *Node) initGuest(ctx context.Context, rec Sandbox, oldToken string) erro
 	_, _ = rand.Read(entropy) // never fails since Go 1.24
 	client := guest.New(n.dialGuest(rec), guest.Options{Token: oldToken})
 	defer client.CloseIdle()
+	if rec.Spec.Root.Kind == sandbox.RootRepository {
+		// The runtime has told the guest things of its own, such as a working
+		// tree's block of ports; /init replaces the environment.
+		own, err := client.Envs(ctx)
+		if err != nil {
+			return err
+		}
+		rec.Env = merged(own, rec.Env)
+	}
 	now, user := time.Now(), cmp.Or(rec.User, "root")
 	init := wire.Init{EnvVars: environment(rec), DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy}
 	if rec.GuestToken != "" || oldToken != "" {

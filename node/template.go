@@ -67,7 +67,7 @@ func (n *Node) resolve(ctx context.Context, name string) (origin, error) {
 		if _, err := os.Stat(filepath.Join(name, ".git")); err != nil {
 			return origin{}, sandbox.Errorf(op, sandbox.Invalid, name, "there is no git repository at this path")
 		}
-		return origin{root: sandbox.Root{Kind: sandbox.RootRepository, Path: name}}, nil
+		return origin{root: sandbox.Root{Kind: sandbox.RootRepository, Path: name}, workdir: sandbox.RepositoryDir}, nil
 	}
 	t, err := n.GetTemplate(ctx, name)
 	if sandbox.Is(err, sandbox.NotFound) && name == BaseTemplate {

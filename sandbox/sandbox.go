@@ -47,9 +47,13 @@ const (
 	// RootHost is the host's own /usr, read-only, with a fresh /etc, /home,
 	// /tmp and /var.
 	RootHost RootKind = "host"
-	// RootRepository is a git working tree; Path is the repository.
+	// RootRepository is a git working tree; Path is the repository. Inside, the
+	// tree is at RepositoryDir.
 	RootRepository RootKind = "repository"
 )
+
+// RepositoryDir is where a sandbox with a RootRepository finds its working tree.
+const RepositoryDir = "/work"
 
 // Root is the file system that a sandbox starts from. It is never written.
 type Root struct {
