@@ -25,8 +25,15 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	unix.Umask(0) // users other than root inside write to the tests' directories
-	os.Exit(m.Run())
+	code := m.Run()
+	for _, dir := range made {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
+
+// made is the directories that outlive single tests.
+var made []string
 
 // agentPath builds the agent once.
 var agentPath = sync.OnceValues(func() (string, error) {
@@ -34,6 +41,7 @@ var agentPath = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	made = append(made, dir)
 	path := filepath.Join(dir, "guest")
 	cmd := exec.Command("go", "build", "-o", path, "github.com/atoll-run/atoll/cmd/atoll-guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -89,6 +97,7 @@ var root = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	made = append(made, dir)
 	return gvisor.MakeRoot(dir)
 })
 
