@@ -73,7 +73,7 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 	}
 	rec.Spec = sandbox.Spec{
 		ID: rec.ID, Root: from.root, Hostname: req.Hostname, Network: req.Network, Labels: maps.Clone(req.Labels),
-		Resources: filled(req.Resources, filled(from.resources, n.cfg.Defaults)), Mounts: slices.Clone(req.Mounts),
+		Resources: req.Resources.Or(from.resources).Or(n.cfg.Defaults), Mounts: slices.Clone(req.Mounts),
 	}
 	if err := n.addVolumes(&rec); err != nil {
 		return Sandbox{}, err
@@ -284,23 +284,6 @@ func (n *Node) forget(e *entry) {
 	if n.names[e.rec.Name] == e.rec.ID {
 		delete(n.names, e.rec.Name)
 	}
-}
-
-// filled takes from d what r leaves zero.
-func filled(r, d sandbox.Resources) sandbox.Resources {
-	if r.CPUs == 0 {
-		r.CPUs = d.CPUs
-	}
-	if r.Memory == 0 {
-		r.Memory = d.Memory
-	}
-	if r.Disk == 0 {
-		r.Disk = d.Disk
-	}
-	if r.Pids == 0 {
-		r.Pids = d.Pids
-	}
-	return r
 }
 
 // merged is base overlaid by over; nil when both are empty.

@@ -191,7 +191,7 @@ func (n *Node) CreateTemplate(ctx context.Context, want Template) (Template, Bui
 		}
 	}
 	now := time.Now().UTC()
-	b := Build{ID: sandbox.NewID(), State: BuildWaiting, Created: now, Resources: filled(want.Resources, n.cfg.Defaults)}
+	b := Build{ID: sandbox.NewID(), State: BuildWaiting, Created: now, Resources: want.Resources.Or(n.cfg.Defaults)}
 	want.Team = cmp.Or(want.Team, defaultTeam)
 	for _, name := range want.Names {
 		old, err := n.GetTemplate(ctx, name)

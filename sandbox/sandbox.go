@@ -4,6 +4,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -69,6 +70,14 @@ type Resources struct {
 	Memory int64   `json:"memory,omitempty"` // bytes, of the guest's memory and its in-memory files
 	Disk   int64   `json:"disk,omitempty"`   // bytes that the sandbox may write to its root
 	Pids   int     `json:"pids,omitempty"`   // processes and threads
+}
+
+// Or fills what r leaves zero from d.
+func (r Resources) Or(d Resources) Resources {
+	return Resources{
+		CPUs: cmp.Or(r.CPUs, d.CPUs), Memory: cmp.Or(r.Memory, d.Memory),
+		Disk: cmp.Or(r.Disk, d.Disk), Pids: cmp.Or(r.Pids, d.Pids),
+	}
 }
 
 // NetworkMode is how much network a sandbox has.

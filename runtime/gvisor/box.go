@@ -84,7 +84,7 @@ const settleTimeout = 10 * time.Second
 func (b *box) status() sandbox.Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return sandbox.Status{ID: b.rec.Spec.ID, State: b.rec.State, Reason: b.rec.Reason, Spec: clone(b.rec.Spec)}
+	return sandbox.Status{ID: b.rec.Spec.ID, State: b.rec.State, Reason: b.rec.Reason, Spec: b.rec.Spec.Clone()}
 }
 
 // live returns the sentry of a sandbox that is in one of the states.

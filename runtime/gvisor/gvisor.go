@@ -102,7 +102,7 @@ func New(cfg Config) (*Runtime, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.Defaults = withDefaults(cfg.Defaults, sandbox.Resources{Memory: 1 << 30, Disk: 10 << 30, Pids: 4096})
+	cfg.Defaults = cfg.Defaults.Or(sandbox.Resources{Memory: 1 << 30, Disk: 10 << 30, Pids: 4096})
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "s"), 0o700); err != nil {
 		return nil, sandbox.E(op, sandbox.Internal, cfg.Dir, err)
 	}
@@ -225,21 +225,4 @@ func (r *Runtime) Close() error {
 	r.events.Close()
 	r.groups.close()
 	return r.lock.Close()
-}
-
-// withDefaults fills r's zero fields from d.
-func withDefaults(r, d sandbox.Resources) sandbox.Resources {
-	if r.CPUs == 0 {
-		r.CPUs = d.CPUs
-	}
-	if r.Memory == 0 {
-		r.Memory = d.Memory
-	}
-	if r.Disk == 0 {
-		r.Disk = d.Disk
-	}
-	if r.Pids == 0 {
-		r.Pids = d.Pids
-	}
-	return r
 }

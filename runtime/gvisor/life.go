@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -45,24 +44,13 @@ func (r *Runtime) check(op string, spec sandbox.Spec) error {
 	return checkSpec(op, spec)
 }
 
-// clone copies what a spec shares with its maker.
-func clone(s sandbox.Spec) sandbox.Spec {
-	s.Mounts = slices.Clone(s.Mounts)
-	s.Labels = maps.Clone(s.Labels)
-	if s.Link != nil {
-		link := *s.Link
-		s.Link = &link
-	}
-	return s
-}
-
 // make creates a sandbox, or restores it when state is the directory of a snapshot.
 func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state string, imgs images) error {
 	if err := ctx.Err(); err != nil {
 		return sandbox.E(op, "", spec.ID, err)
 	}
 	rec := record{
-		Spec: clone(spec), Resources: withDefaults(spec.Resources, r.cfg.Defaults), State: sandbox.Creating, Images: imgs,
+		Spec: spec.Clone(), Resources: spec.Resources.Or(r.cfg.Defaults), State: sandbox.Creating, Images: imgs,
 	}
 	b, err := r.claim(op, rec)
 	if err != nil {

@@ -143,7 +143,7 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 	if err != nil {
 		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
 	}
-	if err := m.check(spec, withDefaults(spec.Resources, r.cfg.Defaults)); err != nil {
+	if err := m.check(spec, spec.Resources.Or(r.cfg.Defaults)); err != nil {
 		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
 	}
 	for _, name := range m.Images.list() {

@@ -170,20 +170,7 @@ func (b *box) env() map[string]string {
 
 // resources are the spec's with the defaults filled in.
 func (b *box) resources() sandbox.Resources {
-	res, d := b.rec.Spec.Resources, b.r.defaults
-	if res.CPUs == 0 {
-		res.CPUs = d.CPUs
-	}
-	if res.Memory == 0 {
-		res.Memory = d.Memory
-	}
-	if res.Disk == 0 {
-		res.Disk = d.Disk
-	}
-	if res.Pids == 0 {
-		res.Pids = d.Pids
-	}
-	return res
+	return b.rec.Spec.Resources.Or(b.r.defaults)
 }
 
 // boot starts the agent of a sandbox whose files are in place and returns when
