@@ -256,7 +256,7 @@ func TestTrafficResumesASandboxThatAskedForIt(t *testing.T) {
 	}
 }
 
-// conformance: FR5.4
+// conformance: FR5.3 FR5.4
 func TestForkedChildrenGoTheirOwnWays(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	h.create(CreateRequest{Name: "parent", Secure: true})

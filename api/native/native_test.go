@@ -176,7 +176,7 @@ func TestSandboxLifeIsTheSameOverBothBackends(t *testing.T) {
 	})
 }
 
-// conformance: FR5.1
+// conformance: FR5.1 FR5.3
 func TestSnapshotRestoreAndForkOverBothBackends(t *testing.T) {
 	backends(t, func(t *testing.T, b Backend) {
 		ctx := t.Context()

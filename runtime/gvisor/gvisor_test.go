@@ -72,7 +72,7 @@ func open(t testing.TB, dir string, edits ...func(*gvisor.Config)) *gvisor.Runti
 	return r
 }
 
-// conformance: FR1.1 FR1.4 FR5.1 FR5.2
+// conformance: FR1.1 FR1.4 FR5.1 FR5.2 FR5.3
 func TestConformanceOnTheHostsRoot(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
 		dir := t.TempDir()
@@ -113,7 +113,7 @@ func erofsSpec(t testing.TB, id string) sandbox.Spec {
 	}
 }
 
-// conformance: FR1.1 FR1.4 FR5.1 FR5.2
+// conformance: FR1.1 FR1.4 FR5.1 FR5.2 FR5.3
 func TestConformanceOnAnEROFSRoot(t *testing.T) {
 	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
 		dir := t.TempDir()

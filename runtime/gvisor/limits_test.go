@@ -146,7 +146,7 @@ func TestASlowReaderGetsEveryByteAndAHalfCloseArrives(t *testing.T) {
 	}
 }
 
-// conformance: FR5.1
+// conformance: FR5.1 FR5.3
 func TestOpenConnectionsSurviveASnapshotAndEndInTheFork(t *testing.T) {
 	r, spec := start(t, nil)
 	client := agent(r, spec.ID)
