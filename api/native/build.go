@@ -70,8 +70,8 @@ func (l *lineReporter) step(r image.StepReport) {
 		l.now = r.Stage + " " + l.now
 	}
 	text := r.Step.String()
-	if r.Cached {
-		text += "  (cached)"
+	if r.Done {
+		text = "found in the cache"
 	}
 	l.report(node.LogLine{Time: time.Now().UTC(), Level: "info", Text: text, Step: l.now})
 }

@@ -194,11 +194,8 @@ func isTerminal(v any) (*os.File, bool) {
 func causeOf(err error) string {
 	p := native.ProblemOf(err)
 	p.Detail = strings.ReplaceAll(strings.TrimSpace(p.Detail), "\n", "; ")
-	switch {
-	case p.Subject == "" || strings.Contains(p.Detail, p.Subject):
+	if p.Subject == "" || strings.Contains(p.Detail, p.Subject) {
 		return p.Detail
-	case strings.HasPrefix(p.Detail, "no such "):
-		return p.Detail + ": " + p.Subject
 	}
 	return p.Subject + ": " + p.Detail
 }

@@ -82,6 +82,8 @@ func decide(host, sandbox fileState, last synced, contents likeness, side prefer
 		return actNone
 	case !host.present && !sandbox.present:
 		return actNone // deleted on both sides
+	case host.present && sandbox.present && (host.Kind == fs.ModeDir) != (sandbox.Kind == fs.ModeDir):
+		return actConflict // one would have to go with all below it, whoever is preferred
 	case hostChanged && !sandboxChanged:
 		return sendTo(actPush, actPushDelete, host)
 	case sandboxChanged && !hostChanged:
@@ -90,7 +92,7 @@ func decide(host, sandbox fileState, last synced, contents likeness, side prefer
 		return actPull
 	case !sandbox.present:
 		return actPush
-	case host.Kind == sandbox.Kind && host.Kind == fs.ModeDir:
+	case host.Kind == fs.ModeDir:
 		return actNone // what is in them is decided path by path
 	case host.Kind == sandbox.Kind && host.Kind == fs.ModeSymlink && host.Link == sandbox.Link:
 		return actNone
@@ -121,7 +123,7 @@ type step struct {
 	Path string // relative, with slashes
 }
 
-// plan decides for all paths. Deletions come after everything else and deepest
+// plan decides for all paths; below a conflict nothing is done. Deletions come after everything else and deepest
 // first, so that directories are empty when their turn comes. A directory is
 // not deleted when something below it is to stay.
 func plan(host, sandbox map[string]fileState, last map[string]synced, contents map[string]likeness, side prefer) []step {
@@ -135,9 +137,13 @@ func plan(host, sandbox map[string]fileState, last map[string]synced, contents m
 		paths[p] = true
 	}
 	var steps, deletions []step
-	kept := map[string]bool{} // directories that something stays in
+	kept := map[string]bool{}    // directories that something stays in
+	blocked := map[string]bool{} // conflicts and what is below them
 	for _, p := range slices.Sorted(maps.Keys(paths)) {
 		s := step{decide(host[p], sandbox[p], last[p], contents[p], side), p}
+		if blocked[p] = s.Act == actConflict || blocked[parentOf(p)]; blocked[parentOf(p)] {
+			s.Act = actNone
+		}
 		switch s.Act {
 		case actPushDelete, actPullDelete:
 			deletions = append(deletions, s)

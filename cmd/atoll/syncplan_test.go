@@ -47,6 +47,7 @@ func TestDecideCarriesOneSidedChangesAndReportsConflicts(t *testing.T) {
 		{"look before anybody wins", file(1), sameSize, synced{}, unknown, preferHost, actCompare},
 		{"directories on both sides", folder, folder, synced{}, unknown, preferNone, actNone},
 		{"a directory here, a file there", folder, file(1), synced{}, unknown, preferNone, actConflict},
+		{"a file became a directory", folder, file(1), agreed, unknown, preferHost, actConflict},
 		{"equal links", fileState{Kind: fs.ModeSymlink, Link: "a", present: true}, fileState{Kind: fs.ModeSymlink, Link: "a", present: true}, synced{}, unknown, preferNone, actNone},
 		{"different links", fileState{Kind: fs.ModeSymlink, Link: "a", present: true}, fileState{Kind: fs.ModeSymlink, Link: "b", present: true}, synced{}, unknown, preferNone, actConflict},
 		{"mode changed here", fileState{Size: 1, Time: 1, Mode: 0o755, present: true}, file(1), agreed, unknown, preferNone, actPush},
@@ -65,6 +66,15 @@ func TestPlanDeletesDeepestFirstAndKeepsFilledDirectories(t *testing.T) {
 	want := []step{{actPull, "e"}, {actPull, "e/new"}, {actPushDelete, "e/b"}, {actPushDelete, "d/a"}, {actPushDelete, "d"}}
 	if got := plan(host, inside, last, nil, preferNone); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
+	}
+}
+
+func TestPlanLeavesAloneWhatIsBelowAConflict(t *testing.T) {
+	host := map[string]fileState{"d": folder, "d/new": file(2), "d-not": file(3)}
+	inside := map[string]fileState{"d": file(1)}
+	want := []step{{actConflict, "d"}, {actPush, "d-not"}}
+	if got := plan(host, inside, nil, nil, preferNone); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"math"
+	"time"
+
+	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// firstOutput runs echo in a sandbox and returns when its output is here.
+func (m *bench) firstOutput(ctx context.Context, sb node.Sandbox) error {
+	g := guestOf(m.b, sb)
+	defer g.CloseIdle()
+	p, err := g.Start(ctx, guest.Command{Args: []string{"echo", "ready"}})
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	for {
+		e, err := p.Next()
+		if err != nil {
+			return err
+		}
+		switch e.Kind {
+		case guest.Stdout:
+			return nil
+		case guest.End:
+			return sandbox.Errorf("atoll bench", sandbox.Internal, sb.Name, "echo ended without output: %s", e.Result.Status)
+		}
+	}
+}
+
+// times measures n times from making a sandbox to its first output; removing
+// it is not measured. between, which may be nil, comes before each.
+func (m *bench) times(ctx context.Context, between func() error, create func() (node.Sandbox, error)) (*figure, error) {
+	var times []time.Duration
+	for range m.n {
+		if between != nil {
+			if err := between(); err != nil {
+				return nil, err
+			}
+		}
+		begin := time.Now()
+		sb, err := create()
+		if err != nil {
+			return nil, err
+		}
+		m.live[sb.ID] = true
+		if err := m.firstOutput(ctx, sb); err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(begin))
+		if err := m.remove(ctx, sb.ID); err != nil {
+			return nil, err
+		}
+	}
+	return figureOf(times), nil
+}
+
+func (m *bench) create(ctx context.Context) (node.Sandbox, error) {
+	req := m.req
+	req.Fresh = true
+	sb, err := m.b.Create(ctx, req)
+	if err == nil {
+		m.live[sb.ID] = true
+	}
+	return sb, err
+}
+
+func (m *bench) remove(ctx context.Context, id string) error {
+	err := m.b.Remove(ctx, id)
+	if err == nil || sandbox.Is(err, sandbox.NotFound) {
+		delete(m.live, id)
+		return nil
+	}
+	return err
+}
+
+// clear removes what is left, also after a failure or ctrl-c.
+func (m *bench) clear(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	var errs []error
+	for id := range m.live {
+		errs = append(errs, m.remove(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+func (m *bench) cold(ctx context.Context, _ sandbox.Capabilities, r *benchReport) (err error) {
+	r.Cold, err = m.times(ctx, nil, func() (node.Sandbox, error) { return m.create(ctx) })
+	return err
+}
+
+func (m *bench) exec(ctx context.Context, _ sandbox.Capabilities, r *benchReport) error {
+	sb, err := m.create(ctx)
+	if err != nil {
+		return err
+	}
+	var times []time.Duration
+	for range m.n {
+		begin := time.Now()
+		if err := m.firstOutput(ctx, sb); err != nil {
+			return err
+		}
+		times = append(times, time.Since(begin))
+	}
+	r.Exec = figureOf(times)
+	return m.remove(ctx, sb.ID)
+}
+
+func (m *bench) idle(ctx context.Context, _ sandbox.Capabilities, r *benchReport) error {
+	var ids []string
+	for range idleCount {
+		sb, err := m.create(ctx)
+		if err != nil {
+			return err
+		}
+		ids = append(ids, sb.ID)
+	}
+	select {
+	case <-time.After(idleSettle):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	var total int64
+	for _, id := range ids {
+		s, err := m.b.Stats(ctx, id)
+		if err != nil {
+			return err
+		}
+		total += s.Memory
+		if err := m.remove(ctx, id); err != nil {
+			return err
+		}
+	}
+	r.IdleMB = math.Round(float64(total)/idleCount/1e5) / 10
+	return nil
+}
+
+func (m *bench) restore(ctx context.Context, caps sandbox.Capabilities, r *benchReport) error {
+	if !caps.Snapshot {
+		return nil
+	}
+	sb, err := m.create(ctx)
+	if err != nil {
+		return err
+	}
+	snap, err := m.b.Snapshot(ctx, sb.ID, "")
+	if err != nil {
+		return err
+	}
+	if err := m.remove(ctx, sb.ID); err != nil {
+		return err
+	}
+	r.Snapshot, err = m.times(ctx, nil, func() (node.Sandbox, error) { return m.b.Restore(ctx, snap.ID, node.CreateRequest{}) })
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	return errors.Join(err, m.b.RemoveSnapshot(end, snap.ID))
+}
+
+func (m *bench) fork(ctx context.Context, caps sandbox.Capabilities, r *benchReport) error {
+	if !caps.Snapshot {
+		return nil
+	}
+	parent, err := m.create(ctx)
+	if err != nil {
+		return err
+	}
+	var times []time.Duration
+	for range max(3, m.n/5) { // each makes ten sandboxes
+		begin := time.Now()
+		children, err := m.b.Fork(ctx, parent.ID, 10, node.CreateRequest{})
+		if err != nil {
+			return err
+		}
+		times = append(times, time.Since(begin))
+		for _, c := range children {
+			if c.Err != nil {
+				return c.Err
+			}
+			m.live[c.Sandbox.ID] = true
+		}
+		for _, c := range children {
+			if err := m.remove(ctx, c.Sandbox.ID); err != nil {
+				return err
+			}
+		}
+	}
+	r.Fork10 = figureOf(times)
+	return m.remove(ctx, parent.ID)
+}
+
+// pool measures claims from a warm pool, which only a template can have. A pool
+// that was there before gets its size back.
+func (m *bench) pool(ctx context.Context, caps sandbox.Capabilities, r *benchReport) error {
+	t, err := m.b.GetTemplate(ctx, m.req.Image)
+	if err != nil || !caps.Snapshot {
+		return nil
+	}
+	pools, err := m.b.Pools(ctx)
+	if err != nil {
+		return err
+	}
+	before := 0
+	ready := func(pools []node.Pool) int {
+		for _, p := range pools {
+			if p.Template == t.ID {
+				return p.Ready
+			}
+		}
+		return 0
+	}
+	for _, p := range pools {
+		if p.Template == t.ID {
+			before = p.Size
+		}
+	}
+	if err := m.b.SetPool(ctx, t.ID, max(poolSize, before)); err != nil {
+		return err
+	}
+	defer func() {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+		defer cancel()
+		_ = m.b.SetPool(end, t.ID, before) // the measurements are what matters
+	}()
+	full := func() error { // a pool being refilled would be measured along
+		deadline := time.Now().Add(poolPatient)
+		for {
+			pools, err := m.b.Pools(ctx)
+			if err != nil {
+				return err
+			}
+			if ready(pools) >= max(poolSize, before) {
+				return nil
+			}
+			if time.Now().After(deadline) {
+				return sandbox.Errorf("atoll bench", sandbox.Timeout, t.ID, "the pool is not filled after %s", poolPatient)
+			}
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	r.Pool, err = m.times(ctx, full, func() (node.Sandbox, error) { return m.b.Create(ctx, m.req) })
+	return err
+}
