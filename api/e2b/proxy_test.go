@@ -23,9 +23,14 @@ func (s *server) serve(id string, port int, h http.Handler) {
 	s.t.Helper()
 	inside := httptest.NewServer(h)
 	s.t.Cleanup(inside.Close)
+	s.carry(id, port, inside.Listener.Addr().String())
+}
+
+// carry connects a port inside a sandbox with an address of the test.
+func (s *server) carry(id string, port int, to string) {
 	s.world.Serve(id, port, func(c net.Conn) {
 		defer c.Close()
-		up, err := net.Dial("tcp", inside.Listener.Addr().String())
+		up, err := net.Dial("tcp", to)
 		if err != nil {
 			return
 		}
@@ -220,16 +225,7 @@ func TestServersInsideMaySpeakTLS(t *testing.T) {
 	sb := s.create(`"network":{"httpsPorts":[8443]}`)
 	inside := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "secret") }))
 	t.Cleanup(inside.Close)
-	s.world.Serve(sb.SandboxID, 8443, func(c net.Conn) {
-		defer c.Close()
-		up, err := net.Dial("tcp", inside.Listener.Addr().String())
-		if err != nil {
-			return
-		}
-		defer up.Close()
-		go func() { _, _ = io.Copy(up, c) }()
-		_, _ = io.Copy(c, up)
-	})
+	s.carry(sb.SandboxID, 8443, inside.Listener.Addr().String())
 	if r := s.want(s.send("GET", "/", "", nil, hostOf(8443, sb.SandboxID)), 200); string(r.body) != "secret" {
 		t.Errorf("%q", r.body)
 	}
@@ -319,5 +315,28 @@ func TestAServerMayAnswerBeforeItHasReadTheRequest(t *testing.T) {
 	_ = send.Close()
 	if rest, err := io.ReadAll(out); err != nil || len(rest) != 0 {
 		t.Errorf("%q, %v", rest, err)
+	}
+}
+
+func TestGRPCGoesOnAsHTTP2(t *testing.T) {
+	s := newServer(t)
+	sb := s.create("")
+	inside := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Trailer", "Grpc-Status")
+		fmt.Fprint(w, r.Proto)
+		_ = http.NewResponseController(w).Flush()
+		w.Header().Set("Grpc-Status", "0")
+	}))
+	inside.Config.Protocols = new(http.Protocols)
+	inside.Config.Protocols.SetUnencryptedHTTP2(true)
+	inside.Start()
+	t.Cleanup(inside.Close)
+	s.carry(sb.SandboxID, 50051, inside.Listener.Addr().String())
+	r := s.want(s.send("POST", "/pkg.Service/Call", "", http.Header{"Content-Type": {"application/grpc+proto"}, "Te": {"trailers"}}, hostOf(50051, sb.SandboxID)), 200)
+	if string(r.body) != "HTTP/2.0" {
+		t.Errorf("the server inside saw %q", r.body)
+	}
+	if r.trailer.Get("Grpc-Status") != "0" {
+		t.Errorf("trailer %v", r.trailer)
 	}
 }

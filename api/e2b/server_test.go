@@ -107,9 +107,10 @@ func must(t *testing.T, err error) {
 
 // reply is an answer, read to its end.
 type reply struct {
-	status int
-	header http.Header
-	body   []byte
+	status  int
+	header  http.Header
+	trailer http.Header
+	body    []byte
 }
 
 // into reads the answer's JSON.
@@ -149,7 +150,7 @@ func (s *server) send(method, path, body string, header http.Header, host string
 	defer res.Body.Close()
 	data, err := io.ReadAll(res.Body)
 	must(s.t, err)
-	return reply{res.StatusCode, res.Header, data}
+	return reply{res.StatusCode, res.Header, res.Trailer, data}
 }
 
 // want fails the test unless the answer has the status.
