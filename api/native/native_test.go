@@ -339,3 +339,42 @@ func TestClientOfNobodySaysHowToStartADaemon(t *testing.T) {
 	_, err = c.Dial(t.Context(), "x", 1)
 	wantKind(t, err, sandbox.Unavailable)
 }
+
+func TestOnlyWorkingTreesCanBeMerged(t *testing.T) {
+	backends(t, func(t *testing.T, b Backend) {
+		sb := must[node.Sandbox](t)(b.Create(t.Context(), node.CreateRequest{Image: "host"}))
+		_, err := b.Merge(t.Context(), sb.ID, MergeRequest{})
+		wantKind(t, err, sandbox.Unsupported)
+		wantKind(t, b.Diff(t.Context(), sb.ID, io.Discard), sandbox.Unsupported)
+	})
+}
+
+// conformance: FR3.5
+func TestImageIsBuiltFromAContextOverBothBackends(t *testing.T) {
+	backends(t, func(t *testing.T, b Backend) {
+		dir := t.TempDir()
+		must[none](t)(none{}, os.WriteFile(filepath.Join(dir, "app"), []byte("content"), 0o755))
+		var steps []string
+		i := must[image.Image](t)(b.BuildImage(t.Context(), BuildImageRequest{
+			Dockerfile: "FROM scratch\nCOPY app /app\nENV A=1\nCMD [\"/app\"]\n", Names: []string{"built:1"}, Context: dir,
+		}, func(l node.LogLine) { steps = append(steps, l.Text) }))
+		if len(i.Names) != 1 || i.Names[0] != "built:1" || len(i.Config.Cmd) != 1 || len(steps) == 0 {
+			t.Fatalf("%+v, steps %q", i, steps)
+		}
+		var archive strings.Builder
+		if err := b.ExportImage(t.Context(), "built:1", &archive); err != nil || archive.Len() == 0 {
+			t.Fatalf("exported %d bytes: %v", archive.Len(), err)
+		}
+		again := must[image.Image](t)(b.ImportImage(t.Context(), "again:1", strings.NewReader(archive.String())))
+		if again.Root.Digest != i.Root.Digest {
+			t.Errorf("came back as %s, not %s", again.Root.Digest, i.Root.Digest)
+		}
+		if err := b.RemoveImage(t.Context(), "again:1"); err != nil {
+			t.Fatal(err)
+		}
+		_, err := b.GetImage(t.Context(), "again:1")
+		wantKind(t, err, sandbox.NotFound)
+		_, err = b.BuildImage(t.Context(), BuildImageRequest{Dockerfile: "FRMO x\n"}, nil)
+		wantKind(t, err, sandbox.Invalid)
+	})
+}
