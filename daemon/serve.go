@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/atoll-run/atoll/api/e2b"
@@ -73,8 +74,10 @@ func Run(ctx context.Context, cfg Config) error {
 	defer os.Remove(p.Home.endpointFile())
 
 	background, stop := context.WithCancel(ctx)
+	var preparing sync.WaitGroup
+	preparing.Go(func() { p.prepare(background, cfg) })
+	defer preparing.Wait() // before the node that it works on is closed
 	defer stop()
-	go p.prepare(background, cfg)
 	failed := make(chan error, 1)
 	go func() { failed <- serve(ln) }()
 	if cfg.Ready != nil {
