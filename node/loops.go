@@ -193,7 +193,9 @@ func (n *Node) watchLoop(ctx context.Context, r sandbox.Runtime) {
 			continue
 		}
 		if ev.State != sandbox.Error {
-			n.emit(ev)
+			if ev.Kind != sandbox.EventState { // states are the node's to tell
+				n.emit(ev)
+			}
 			continue
 		}
 		// An operation may be under way, for long; other events must not wait.
