@@ -1,0 +1,236 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/zeebo/blake3"
+)
+
+// A Method is what the encoder looks for. The zero value is Delta.
+type Method int
+
+// The methods, by rising size of what they make and falling processor time.
+const (
+	Delta Method = iota // equal and similar pages anywhere
+	Dedup               // equal pages anywhere
+	Whole               // nothing of the base
+)
+
+// String returns the method's name, as ParseMethod takes it.
+func (m Method) String() string {
+	switch m {
+	case Delta:
+		return "delta"
+	case Dedup:
+		return "dedup"
+	case Whole:
+		return "whole"
+	}
+	return fmt.Sprintf("Method(%d)", int(m))
+}
+
+// ParseMethod returns the method with a name.
+func ParseMethod(name string) (Method, error) {
+	for m := Delta; m <= Whole; m++ {
+		if m.String() == name {
+			return m, nil
+		}
+	}
+	return 0, fmt.Errorf("there is no method %q; there are delta, dedup and whole", name)
+}
+
+// Options of Encode. The zero value is good.
+type Options struct {
+	Method Method
+	// Index of the base, when it is kept beside it; nil builds one.
+	Index *Index
+	// Random makes a delta that an Opener can read anywhere without decoding what is before: nothing refers to the new image
+	// itself. It costs some bytes.
+	Random bool
+	// Frame is how many bytes of literals a frame holds, from 4 KB to 16 MiB; 0 means DefaultFrame. Smaller frames are read
+	// at random sooner, and compress worse.
+	Frame int
+}
+
+// Stats say what Encode made, in bytes of the new image unless said otherwise.
+type Stats struct {
+	Method                     Method
+	Same, Zero, Moved, Earlier int64 // found in the base at the same offset, zero, found elsewhere in the base, in the new image
+	Literal                    int64
+	Dictionary                 int64 // bytes of all dictionaries
+	Groups                     int
+	Maps, Frames, Written      int64 // bytes of the delta: maps, frames, and all
+	Base, New                  Digest
+}
+
+func (o *Options) frame() (int, error) {
+	switch {
+	case o.Frame == 0:
+		return DefaultFrame, nil
+	case o.Frame < pageSize || o.Frame > maxFrame:
+		return 0, fmt.Errorf("a frame of %d bytes: it must be from %d to %d", o.Frame, pageSize, maxFrame)
+	}
+	return o.Frame / pageSize * pageSize, nil
+}
+
+// Encode writes to w a delta that turns base into next. A base whose At is nil is not held: everything is sent. What is
+// written is a function of the images and the options. When it fails, what was written is of no use.
+func Encode(ctx context.Context, w io.Writer, base, next Image, o Options) (Stats, error) {
+	if base.At == nil {
+		base, o.Method = Image{}, Whole
+	}
+	if o.Method == Whole {
+		base, o.Index = Image{}, nil
+	}
+	frame, err := o.frame()
+	if err != nil {
+		return Stats{}, err
+	}
+	if err := base.check(); err != nil {
+		return Stats{}, err
+	}
+	if err := next.check(); err != nil {
+		return Stats{}, err
+	}
+	switch {
+	case o.Index != nil && o.Index.tree.size != base.Size:
+		return Stats{}, fmt.Errorf("%w: it is of an image of %d bytes, not %d", ErrIndex, o.Index.tree.size, base.Size)
+	case o.Index == nil && o.Method != Whole:
+		if o.Index, err = buildIndex(ctx, base, o.Method == Delta); err != nil {
+			return Stats{}, err
+		}
+	}
+	h := header{layout: layout{unit: pageSize, frame: frame, next: next.Size, base: base.Size, baseOnly: o.Random}}
+	if base.Size > 0 {
+		h.baseDigest = o.Index.Digest()
+	}
+	s := &scanner{next: next, base: base, index: o.Index, similar: o.Method == Delta}
+	return encode(ctx, w, h, base, next, o.Method, s.segment)
+}
+
+// encode writes a delta of what scan finds out about each segment of the new image.
+func encode(ctx context.Context, w io.Writer, h header, base, next Image, m Method, scan func(i int) (scanned, error)) (Stats, error) {
+	e := &encoder{w: w, layout: h.layout, method: m, base: base, next: next, tree: &Tree{size: next.Size}}
+	e.stats = Stats{Method: m, Base: h.baseDigest}
+	if err := e.begin(h); err != nil {
+		return e.stats, err
+	}
+	if err := e.scan(ctx, scan); err != nil {
+		return e.stats, err
+	}
+	return e.stats, e.end()
+}
+
+// An encoder writes one delta. Groups are cut in the order of the image on one goroutine, compressed on many, and written
+// in order on one.
+type encoder struct {
+	layout
+	w          io.Writer
+	method     Method
+	base, next Image
+	tree       *Tree // of the new image, as far as it was scanned
+	sealer     sealer
+	footer     footer
+	stats      Stats
+}
+
+func (e *encoder) write(b []byte) error {
+	n, err := e.w.Write(b)
+	e.stats.Written += int64(n)
+	return err
+}
+
+func (e *encoder) begin(h header) error {
+	raw := h.append(nil)
+	e.sealer = newSealer(raw)
+	return e.write(raw)
+}
+
+func (e *encoder) end() error {
+	e.footer.next = e.tree.Root()
+	e.stats.New = e.footer.next
+	return e.write(e.footer.append(nil, e.sealer))
+}
+
+// scan finds out about all segments and has groups packed.
+func (e *encoder) scan(ctx context.Context, scan func(i int) (scanned, error)) error {
+	packing := newPipeline(ctx, e.take)
+	g := newGrouper(e, func(c *cutGroup) error {
+		return packing.submit(func() (*record, error) { return e.pack(c) })
+	})
+	scanning := newPipeline(packing.ctx, func(s scanned) error {
+		defer putSegment(s.data)
+		e.tree.segments = append(e.tree.segments, s.digest)
+		return g.add(&s)
+	})
+	for i := range segments(e.next.Size) {
+		if err := scanning.submit(func() (scanned, error) { return scan(i) }); err != nil {
+			break // close says why
+		}
+	}
+	err := scanning.close()
+	if err == nil {
+		err = g.flush()
+	}
+	if err != nil {
+		packing.abort(err)
+		return err
+	}
+	return packing.close()
+}
+
+// pack makes a group's record.
+func (e *encoder) pack(c *cutGroup) (*record, error) {
+	raw := c.appendMap(nil, e.unit)
+	r := &record{units: c.units, literals: c.literals, mapSize: len(raw)}
+	h := blake3.New()
+	_, _ = h.Write(raw) // a hash does not fail
+	_, _ = h.Write(c.data)
+	h.Sum(r.digest[:0])
+	var err error
+	if r.packedMap, err = pack(raw, nil, zstd.SpeedBestCompression); err != nil || c.literals == 0 {
+		return r, err
+	}
+	level := zstd.SpeedDefault
+	if e.method == Delta {
+		level = zstd.SpeedBetterCompression
+	}
+	dictionary, err := c.dictionary(e.next.read, e.base.read)
+	if err == nil {
+		r.dictionary = len(dictionary)
+		r.frame, err = pack(c.data, dictionary, level)
+	}
+	return r, err
+}
+
+// dictionary reads the pages that a group's frame is compressed with.
+func (g *group) dictionary(next, base func(p []byte, off int64) error) ([]byte, error) {
+	var d []byte // at most maxDictionary
+	for i, spans := range [2][]span{g.fromNew, g.fromBase} {
+		read := [2]func([]byte, int64) error{next, base}[i]
+		for _, s := range spans {
+			n := len(d)
+			d = slices.Grow(d, int(s.pages*pageSize))[:n+int(s.pages*pageSize)]
+			if err := read(d[n:], s.first*pageSize); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return d, nil
+}
+
+// take writes a group's record.
+func (e *encoder) take(r *record) error {
+	raw := r.append(nil)
+	e.sealer.add(r.digest[:])
+	e.footer.entries = append(e.footer.entries, entry{int64(len(raw)), r.units})
+	e.stats.Groups++
+	e.stats.Maps += int64(len(r.packedMap))
+	e.stats.Frames += int64(len(r.frame))
+	e.stats.Dictionary += int64(r.dictionary)
+	return e.write(raw)
+}

@@ -1,0 +1,135 @@
+package transfer
+
+// A cutGroup is a group that is complete, with its literals.
+type cutGroup struct {
+	group
+	data []byte
+}
+
+// A grouper cuts the new image into groups. What it knows of earlier pages of the image it keeps in an index, which
+// only proposes as well. It is used by one goroutine.
+type grouper struct {
+	e     *encoder
+	emit  func(*cutGroup) error
+	seen  *Index // of literals; its anchors are those of groups that are cut
+	peek  peeker
+	group *cutGroup
+	// Pages that literals of the group have something in common with, and how much.
+	voteBase, voteNew map[int64]int
+	fresh             []freshAnchor // of the group's literals
+}
+
+type freshAnchor struct {
+	key uint64
+	end int64
+}
+
+func newGrouper(e *encoder, emit func(*cutGroup) error) *grouper {
+	g := &grouper{e: e, emit: emit, peek: peeker{image: e.next}, voteBase: map[int64]int{}, voteNew: map[int64]int{}}
+	if !e.baseOnly {
+		g.seen = newIndex(e.next.Size)
+	}
+	g.start(0)
+	return g
+}
+
+func (g *grouper) start(first int64) {
+	g.group = &cutGroup{group: group{first: first}}
+	clear(g.voteBase)
+	clear(g.voteNew)
+}
+
+// add takes the next segment.
+func (g *grouper) add(s *scanned) error {
+	for i := range s.places {
+		p := &s.places[i]
+		unit := s.data[i*g.e.unit : (i+1)*g.e.unit]
+		at := (g.group.first + g.group.units) * int64(g.e.unit)
+		if p.kind == literal {
+			if err := g.earlier(p, unit, at); err != nil {
+				return err
+			}
+		}
+		g.count(p.kind)
+		g.group.add(p.kind, p.from, g.e.unit)
+		if p.kind == literal {
+			g.group.data = append(g.group.data, unit...)
+			g.vote(p, at)
+		}
+		if len(g.group.data) == g.e.frame || g.group.units == maxGroupUnits {
+			if err := g.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// earlier looks for a unit among the literals before it.
+func (g *grouper) earlier(p *place, unit []byte, at int64) error {
+	if g.seen == nil {
+		return nil
+	}
+	for _, from := range g.seen.page(p.hash) {
+		if from == noOffset {
+			break
+		}
+		b, err := g.peek.at(from, len(unit))
+		if err != nil {
+			return err
+		}
+		if string(b) == string(unit) {
+			p.kind, p.from = earlier, from
+			return nil
+		}
+	}
+	g.seen.addPage(p.hash, uint32(at/pageSize))
+	return nil
+}
+
+// vote notes what a literal has in common with other pages.
+func (g *grouper) vote(p *place, at int64) {
+	for _, page := range p.votes {
+		g.voteBase[page/pageSize]++
+	}
+	if g.seen == nil {
+		return
+	}
+	for _, a := range p.anchors {
+		if !g.seen.keeps(a.key) {
+			continue
+		}
+		g.fresh = append(g.fresh, freshAnchor{a.key, at + int64(a.end)})
+		if a.inBase {
+			continue
+		}
+		if end := g.seen.anchor(a.key); end != noOffset {
+			g.voteNew[(end-1)/pageSize]++
+		}
+	}
+}
+
+func (g *grouper) count(k kind) {
+	s := &g.e.stats
+	*[kinds]*int64{same: &s.Same, zero: &s.Zero, moved: &s.Moved, shifted: &s.Moved, earlier: &s.Earlier, literal: &s.Literal}[k] += int64(g.e.unit)
+}
+
+// flush cuts the group, if it has anything.
+func (g *grouper) flush() error {
+	c := g.group
+	if c.units == 0 {
+		return nil
+	}
+	c.fromBase = choose(g.voteBase, maxDictionary/pageSize)
+	used := 0
+	for _, s := range c.fromBase {
+		used += int(s.pages)
+	}
+	c.fromNew = choose(g.voteNew, maxDictionary/pageSize-used)
+	for _, a := range g.fresh {
+		g.seen.addAnchor(a.key, a.end)
+	}
+	g.fresh = g.fresh[:0]
+	g.start(c.first + c.units)
+	return g.emit(c)
+}

@@ -1,0 +1,130 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	// sampleBlock is read in one piece at each place of a sample, in bytes.
+	sampleBlock = 64 << 10
+	// sampleCount is how many places a sample has at most.
+	sampleCount = 256
+	// sampleNovel bounds the novel bytes that are compressed on trial.
+	sampleNovel = 2 << 20
+)
+
+// Sample looks at up to 16 MiB of the new image, spread evenly, and says what it has in common with the base. index may
+// be nil, when the base has none: then content that was moved is not found, and what is similar is taken to be at the
+// same offset.
+func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, error) {
+	s := Similarity{Size: next.Size, Base: base.Size, Indexed: index != nil, Plain: 1, Alike: 1}
+	if index != nil && index.tree.size != base.Size {
+		return s, fmt.Errorf("%w: it is of an image of %d bytes, not %d", ErrIndex, index.tree.size, base.Size)
+	}
+	if base.At == nil {
+		base, index, s.Base = Image{}, nil, 0
+	}
+	t := &trial{scanner: scanner{next: next, base: base, index: index, similar: index != nil}, votes: map[int64]int{}}
+	blocks := next.units(sampleBlock)
+	step := max(1, (blocks+sampleCount-1)/sampleCount)
+	for b := step / 2; b < blocks; b += step {
+		if err := ctx.Err(); err != nil {
+			return s, err
+		}
+		if err := t.block(b * sampleBlock); err != nil {
+			return s, err
+		}
+	}
+	total := 0
+	for _, n := range t.found {
+		total += n
+	}
+	if total == 0 {
+		s.Same = 1
+		return s, nil
+	}
+	part := func(ks ...kind) (f float64) {
+		for _, k := range ks {
+			f += float64(t.found[k]) / float64(total)
+		}
+		return f
+	}
+	s.Same, s.Zero, s.Moved, s.Novel = part(same), part(zero), part(moved, shifted, earlier), part(literal)
+	var err error
+	s.Plain, s.Alike, err = t.ratios()
+	return s, err
+}
+
+// A trial scans the blocks of a sample.
+type trial struct {
+	scanner
+	found [kinds]int // pages
+	novel []byte     // some of the literals
+	other []byte     // bytes that are not zero, in want of literals
+	votes map[int64]int
+}
+
+// block scans one block of the sample.
+func (t *trial) block(off int64) error {
+	n := int(min(sampleBlock, t.next.Size-off))
+	padded := (n + pageSize - 1) / pageSize * pageSize
+	data, old := make([]byte, padded), make([]byte, padded)
+	if err := t.next.read(data, off); err != nil {
+		return err
+	}
+	if t.base.At != nil {
+		if err := t.base.read(old, off); err != nil {
+			return err
+		}
+	}
+	places, _, err := t.compare(data, old, off)
+	if err != nil {
+		return err
+	}
+	for i, p := range places {
+		t.found[p.kind]++
+		page := data[i*pageSize : (i+1)*pageSize]
+		if p.kind != literal || len(t.novel) >= sampleNovel {
+			if p.kind != zero && len(t.other) < sampleNovel/2 {
+				t.other = append(t.other, page...)
+			}
+			continue
+		}
+		t.novel = append(t.novel, page...)
+		for _, v := range p.votes {
+			t.votes[v/pageSize]++
+		}
+		if at := off + int64(i)*pageSize; t.index == nil && at < t.base.Size {
+			t.votes[at/pageSize] += sameVotes
+		}
+	}
+	return nil
+}
+
+// ratios compresses the novel bytes by themselves and with similar pages.
+func (t *trial) ratios() (plain, alike float64, err error) {
+	data := t.novel
+	if len(data) == 0 {
+		data = t.other
+	}
+	if len(data) == 0 {
+		return 1, 1, nil
+	}
+	packed, err := pack(data, nil, zstd.SpeedDefault)
+	if err != nil {
+		return 0, 0, err
+	}
+	plain = min(1, float64(len(packed))/float64(len(data)))
+	g := group{fromBase: choose(t.votes, maxDictionary/pageSize)}
+	dictionary, err := g.dictionary(nil, t.base.read)
+	if err != nil {
+		return 0, 0, err
+	}
+	if packed, err = pack(data, dictionary, zstd.SpeedBetterCompression); err != nil {
+		return 0, 0, err
+	}
+	return plain, min(plain, float64(len(packed))/float64(len(data))), nil
+}
