@@ -79,7 +79,7 @@ func TestTheLogIsFollowedAndBounded(t *testing.T) {
 	if _, err := a.Run(t.Context(), main); err != nil {
 		t.Fatal(err)
 	}
-	if err := <-followed; err != stop {
+	if err := <-followed; !errors.Is(err, stop) {
 		t.Fatal(err)
 	}
 	cancel()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -189,7 +190,9 @@ func child(s Snapshot, req CreateRequest) Sandbox {
 	rec.Team = cmp.Or(req.Team, rec.Team)
 	rec.Env = merged(rec.Env, req.Env)
 	rec.User, rec.Workdir = cmp.Or(req.User, rec.User), cmp.Or(req.Workdir, rec.Workdir)
-	rec.Metadata = merged(rec.Metadata, req.Metadata)
+	if req.Metadata != nil { // nil inherits
+		rec.Metadata = maps.Clone(req.Metadata)
+	}
 	rec.Ports = slices.Clone(req.Ports) // the parent still has its own
 	if req.Policy != nil {
 		rec.Policy = *req.Policy

@@ -57,6 +57,9 @@ func TestAKeyIsKnownAfterReopeningAndIsStoredOnlyAsAHash(t *testing.T) {
 			t.Fatal("the database holds the secret itself")
 		}
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestUnknownAndRevokedKeysAreDenied(t *testing.T) {

@@ -118,6 +118,9 @@ func (a *api) launch(ctx context.Context, team, ref string, req node.CreateReque
 			return node.Sandbox{}, cmp.Or(e, err)
 		}
 		req.Labels[labelTemplate] = snapshotID(snap)
+		if req.Metadata == nil {
+			req.Metadata = map[string]string{} // the snapshot's own are not for its children
+		}
 		return a.node.Restore(ctx, snap.ID, req)
 	}
 	if err != nil {

@@ -72,7 +72,7 @@ func dialUpgrade(ctx context.Context, base *url.URL, header http.Header, path st
 		return nil, sandbox.E(op, kindOfTransport(err), base.Host, err)
 	}
 	// A caller that gives up must not hang in the handshake.
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	_ = conn.SetDeadline(time.Now().Add(handshake))
 	if err := req.Write(conn); err != nil {

@@ -55,7 +55,7 @@ func (a *app) openDaemon(context.Context) (native.Backend, error) {
 		return a.backend, nil
 	}
 	home := daemon.Home(a.home)
-	url := ""
+	var url string
 	ep, err := home.Endpoint()
 	switch {
 	case a.addr != "" && (err != nil || !sameAddr(ep.URL, a.addr)):

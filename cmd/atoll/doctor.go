@@ -55,7 +55,7 @@ func (a *app) lookAtHost(ctx context.Context) host {
 	}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
-		h.memory = uint64(info.Totalram) * uint64(info.Unit)
+		h.memory = info.Totalram * uint64(info.Unit)
 	}
 	var fs unix.Statfs_t
 	dir := a.home

@@ -143,7 +143,7 @@ func (a *app) watchTop(ctx context.Context, b native.Backend, refs []string, eve
 		if err != nil {
 			return err
 		}
-		defer term.Restore(int(in.Fd()), restore)
+		defer func() { _ = term.Restore(int(in.Fd()), restore) }()
 		fmt.Fprint(a.stdout, "\x1b[?1049h\x1b[?25l")
 		defer fmt.Fprint(a.stdout, "\x1b[?25h\x1b[?1049l")
 		go func() { // ends with the process

@@ -133,8 +133,11 @@ func (a *app) upDetached(ctx context.Context) error {
 	if err := child.Start(); err != nil {
 		return sandbox.E(op, sandbox.Internal, os.Args[0], err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- child.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		_ = child.Wait() // its log says why it ended
+		close(ended)
+	}()
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	for {

@@ -102,7 +102,9 @@ func (b *bootCommand) Execute(_ context.Context, _ *flag.FlagSet, args ...any) s
 		util.Fatalf("creating the kernel: %v", err)
 	}
 	l.PreSeccompCallback = func() { sandboxsetup.UmountProcFile(unmountProc) }
-	metric.Initialize()
+	if err := metric.Initialize(); err != nil {
+		util.Fatalf("initializing metrics: %v", err)
+	}
 	sync := os.NewFile(uintptr(*b.fds["start-sync-fd"]), "start-sync")
 	if _, err := sync.Write([]byte{1}); err != nil {
 		util.Fatalf("telling the runtime: %v", err)

@@ -80,9 +80,7 @@ func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, m
 		err = awaitBoot(ctx, sync)
 	}
 	if err != nil {
-		err = errors.Join(err, s.lastWords())
-		s.end()
-		return nil, err
+		return nil, errors.Join(err, s.lastWords(), s.end())
 	}
 	return s, nil
 }
@@ -161,7 +159,7 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 		"--gofer-mount-confs="+l.confs.String(),
 		"--cpu-num="+strconv.Itoa(cpus(res.CPUs)),
 		"--total-memory="+strconv.FormatInt(res.Memory, 10),
-		"--total-host-memory="+strconv.FormatUint(uint64(host.Totalram)*uint64(host.Unit), 10))
+		"--total-host-memory="+strconv.FormatUint(host.Totalram*uint64(host.Unit), 10))
 	d.transfer(cmd)
 	cmd.Args = append(cmd.Args, containerID)
 	cmd.Env = []string{}

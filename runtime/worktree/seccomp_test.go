@@ -78,7 +78,7 @@ func TestARefusedNamespaceSaysWhatToDo(t *testing.T) {
 	if !sandbox.Is(err, sandbox.Denied) || sandbox.HintOf(err) == "" {
 		t.Errorf("got %v (kind %s)", err, sandbox.KindOf(err))
 	}
-	if other := errors.New("other"); namespaceError(other) != other {
+	if other := errors.New("other"); !errors.Is(namespaceError(other), other) {
 		t.Error("an error of another kind is explained by namespaces")
 	}
 }
