@@ -13,7 +13,8 @@ type Similarity struct {
 	Indexed bool    // the base has an index already
 	Same    float64 // equal at the same offset
 	Zero    float64
-	Moved   float64 // found elsewhere in the base, or earlier in the sample
+	Moved   float64 // found elsewhere in the base, moved by whole pages
+	Shifted float64 // found elsewhere in the base, moved by any other distance
 	Novel   float64 // the rest
 	// By how much novel bytes shrink, from 0 (to nothing) to 1 (not at all).
 	Plain float64 // compressed by themselves
@@ -54,13 +55,14 @@ type Estimate struct {
 // mapBytes is what a page that was moved costs, more or less; runs cost less.
 const mapBytes = 1.5
 
-// Predict estimates all methods, the fastest one first; of two that are as fast, that of fewer bytes. It is a pure
-// function.
+// Predict estimates all methods, the fastest one first; of two that are as fast, that of fewer bytes. Without a base there
+// is one only. It is a pure function.
 func Predict(s Similarity, l Link, m Machine) []Estimate {
 	size, base := float64(s.Size), float64(s.Base)
 	novel := size * s.Novel
 	filled := size * (1 - s.Zero)
-	moved := size * s.Moved / pageSize * mapBytes
+	moved := func(part float64) float64 { return size * part / pageSize * mapBytes }
+	shifted := size * s.Shifted
 	seconds := func(bytes, speed float64) float64 { return bytes / max(speed, 1) }
 	index := func(speeds ...float64) (t float64) {
 		if !s.Indexed {
@@ -76,12 +78,15 @@ func Predict(s Similarity, l Link, m Machine) []Estimate {
 		bytes, cpu float64
 		first      float64 // seconds before anything can be sent
 	}{
-		{Delta, novel*s.Alike + moved, scan + seconds(novel, m.Anchor) + seconds(novel, m.Better), index(m.Index, m.Anchor)},
-		{Dedup, novel*s.Plain + moved, scan + seconds(novel, m.Fast), index(m.Index)},
+		{Delta, novel*s.Alike + moved(s.Moved+s.Shifted), scan + seconds(novel+shifted, m.Anchor) + seconds(novel, m.Better), index(m.Index, m.Anchor)},
+		{Dedup, (novel+shifted)*s.Plain + moved(s.Moved), scan + seconds(novel+shifted, m.Fast), index(m.Index)},
 		{Whole, filled * s.Plain, scan + seconds(filled, m.Fast), 0},
 	}
 	var list []Estimate
 	for _, e := range all {
+		if s.Base == 0 && e.method != Whole {
+			continue
+		}
 		cores := max(m.Cores, 1)
 		sending := max(seconds(e.bytes, l.Bandwidth), e.cpu/cores)
 		list = append(list, Estimate{e.method, int64(e.bytes), duration(e.first + e.cpu), duration(e.first/cores + sending)})

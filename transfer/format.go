@@ -25,7 +25,7 @@ const (
 	magicEnd     = "DLTA"
 	version      = 1
 	trailerSize  = 4 + len(magicEnd)
-	maxHeader    = len(magic) + 2 + 5*binary.MaxVarintLen64 + 32
+	maxHeader    = len(magic) + 2 + 255
 	maxFooter    = 64 << 20
 	tagGroup     = 'G'
 	tagFooter    = 'F'

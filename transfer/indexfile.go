@@ -124,7 +124,7 @@ func (h *hashReader) table(table []uint64) error {
 			_, err := io.CopyN(io.Discard, h, 1)
 			return err
 		}
-		if n <= 0 || len(head) < n+8 || gap > uint64(len(table)) || at+int(gap) >= len(table) {
+		if n <= 0 || len(head) < n+8 || gap == 0 || gap > uint64(len(table)) || at+int(gap) >= len(table) {
 			return errors.New("a slot beyond the table, or cut short")
 		}
 		at += int(gap)

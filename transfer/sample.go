@@ -46,13 +46,8 @@ func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, er
 		s.Same = 1
 		return s, nil
 	}
-	part := func(ks ...kind) (f float64) {
-		for _, k := range ks {
-			f += float64(t.found[k]) / float64(total)
-		}
-		return f
-	}
-	s.Same, s.Zero, s.Moved, s.Novel = part(same), part(zero), part(moved, shifted, earlier), part(literal)
+	part := func(k kind) float64 { return float64(t.found[k]) / float64(total) }
+	s.Same, s.Zero, s.Moved, s.Shifted, s.Novel = part(same), part(zero), part(moved), part(shifted), part(literal)
 	var err error
 	s.Plain, s.Alike, err = t.ratios()
 	return s, err
