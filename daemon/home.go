@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -66,9 +67,12 @@ func (h Home) lock() (*os.File, error) {
 	if err != nil {
 		return nil, sandbox.E(op, sandbox.Denied, string(h), err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A lock of the open file description: it ends with this process however it
+	// ends, and others can see that it is held without taking it.
+	whole := unix.Flock_t{Type: unix.F_WRLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &whole); err != nil {
 		_ = f.Close()
-		if !errors.Is(err, unix.EWOULDBLOCK) {
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			return nil, sandbox.E(op, sandbox.Internal, string(h), err)
 		}
 		owner := ""
@@ -108,7 +112,11 @@ func (h Home) Endpoint() (Endpoint, error) {
 		return ep, sandbox.E(op, sandbox.NotFound, string(h), err)
 	}
 	defer f.Close()
-	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+	held := unix.Flock_t{Type: unix.F_RDLCK, Whence: io.SeekStart}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &held); err != nil {
+		return ep, sandbox.E(op, sandbox.Internal, string(h), err)
+	}
+	if held.Type == unix.F_UNLCK {
 		return ep, sandbox.Errorf(op, sandbox.NotFound, string(h), "the daemon that ran here is gone")
 	}
 	return ep, nil

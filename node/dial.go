@@ -180,7 +180,7 @@ func (l *listener) serve(dial func(context.Context) (net.Conn, error)) {
 				return
 			}
 			defer l.release(c, inside)
-			join(c, inside)
+			Splice(c, inside)
 		}()
 	}
 }
@@ -216,9 +216,10 @@ func (l *listener) close() {
 	l.conns = nil
 }
 
-// join copies both ways until both directions have ended, passing on each end
-// of stream by itself.
-func join(a, b net.Conn) {
+// Splice copies between two connections until both directions have ended, and
+// closes both. The end of one direction is passed on by itself where the
+// connection can; a failure ends both.
+func Splice(a, b net.Conn) {
 	var wg sync.WaitGroup
 	one := func(dst, src net.Conn) {
 		_, err := io.Copy(dst, src)
@@ -235,4 +236,6 @@ func join(a, b net.Conn) {
 	wg.Go(func() { one(a, b) })
 	wg.Go(func() { one(b, a) })
 	wg.Wait()
+	_ = a.Close()
+	_ = b.Close()
 }

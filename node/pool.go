@@ -168,6 +168,31 @@ func (n *Node) poolLoop(ctx context.Context) {
 		case <-timer.C:
 		case <-n.poolKick:
 			timer.Stop()
+			n.awaitLull(ctx)
+		}
+	}
+}
+
+// awaitLull returns when nothing was claimed for a moment, so that filling does
+// not take the processor from those who claim; at the latest after a while, so
+// that steady demand cannot keep the pools empty.
+func (n *Node) awaitLull(ctx context.Context) {
+	const lull, patience = 300 * time.Millisecond, 3 * time.Second
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	for {
+		quiet := time.NewTimer(lull)
+		select {
+		case <-ctx.Done():
+			quiet.Stop()
+			return
+		case <-end.C:
+			quiet.Stop()
+			return
+		case <-quiet.C:
+			return
+		case <-n.poolKick:
+			quiet.Stop()
 		}
 	}
 }

@@ -1,15 +1,8 @@
 package sandbox
 
-import (
-	"crypto/rand"
-	"regexp"
-)
+import "crypto/rand"
 
 const idAlphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
-
-// idPattern is narrower than DNS labels need, since E2B's clients build host
-// names "{port}-{id}.{domain}" and split them at the first hyphen.
-var idPattern = regexp.MustCompile(`^[a-z0-9]{1,40}$`)
 
 // NewID returns a fresh sandbox ID: 20 characters, over 100 bits of entropy, so
 // that knowing an ID cannot be had by guessing.
@@ -29,5 +22,17 @@ func NewID() string {
 	return string(id)
 }
 
-// ValidID reports whether id can name a sandbox.
-func ValidID(id string) bool { return idPattern.MatchString(id) }
+// maxID is the longest ID, in bytes.
+const maxID = 40
+
+// ValidID reports whether id can name a sandbox: lower-case letters and digits,
+// at most 40. That is narrower than a DNS label, since E2B's clients build host
+// names "{port}-{id}.{domain}" and split them at the first hyphen.
+func ValidID(id string) bool {
+	for _, c := range []byte(id) {
+		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
+			return false
+		}
+	}
+	return id != "" && len(id) <= maxID
+}

@@ -2,7 +2,6 @@ package e2b
 
 import (
 	"net/netip"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,7 +37,7 @@ type networkConfig struct {
 const allTraffic = "0.0.0.0/0"
 
 // domainPattern is a host name or "*." and a host name.
-var domainPattern = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?\.)+[a-zA-Z0-9-]{2,63}$`)
+var domainPattern = lazy(`^(\*\.)?([a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?\.)+[a-zA-Z0-9-]{2,63}$`)
 
 // policy turns the configuration into what the network enforces. internet is
 // the "allow_internet_access" beside it; nil when it was not given.
@@ -61,7 +60,7 @@ func (c *networkConfig) policy(internet *bool) (sandbox.NetworkPolicy, error) {
 		if isAddress(e) {
 			continue
 		}
-		if !domainPattern.MatchString(e) {
+		if !domainPattern().MatchString(e) {
 			return p, invalid("allowOut entry %q is neither a CIDR block, an address nor a domain name", e)
 		}
 		domains = true
@@ -92,7 +91,7 @@ func isAddress(s string) bool {
 
 // maskPattern is a host name with an optional port, where ${PORT} stands for
 // the port addressed.
-var maskPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,253}(:([0-9]{1,5}|\$\{PORT\}))?$`)
+var maskPattern = lazy(`^[a-zA-Z0-9._-]{1,253}(:([0-9]{1,5}|\$\{PORT\}))?$`)
 
 // labels are the options that this API itself looks after.
 func (c *networkConfig) labels(internet *bool) (map[string]string, error) {
@@ -104,7 +103,7 @@ func (c *networkConfig) labels(internet *bool) (map[string]string, error) {
 		return m, nil
 	}
 	if h := c.MaskRequestHost; h != "" {
-		if !maskPattern.MatchString(h) {
+		if !maskPattern().MatchString(h) {
 			return nil, invalid("maskRequestHost %q is not a host name", h)
 		}
 		m[labelMaskHost] = h

@@ -83,7 +83,7 @@ func toStep(s buildStep, user string, archive func(string) (string, bool)) (imag
 		if arg(1) == "" {
 			return image.Step{}, invalid("the destination is missing")
 		}
-		if !hashPattern.MatchString(s.FilesHash) {
+		if !hashPattern().MatchString(s.FilesHash) {
 			return image.Step{}, invalid("filesHash must be a SHA-256 in hexadecimal")
 		}
 		path, ok := archive(s.FilesHash)

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"time"
 
@@ -27,7 +26,7 @@ const (
 
 // hashPattern is a SHA-256 in hexadecimal: how clients call the files of one
 // COPY. It is used as a file name.
-var hashPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
+var hashPattern = lazy(`^[0-9a-f]{64}$`)
 
 // uploads signs links to upload build files with. The links carry their own
 // proof, since clients send them without the API key.
@@ -62,7 +61,7 @@ func (u *uploads) verify(template, hash string, q url.Values, now time.Time) boo
 // are there already.
 func (a *api) uploadLink(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	hash := r.PathValue("hash")
-	if !hashPattern.MatchString(hash) {
+	if !hashPattern().MatchString(hash) {
 		a.reject(w, r, "the hash must be a SHA-256 in hexadecimal")
 		return
 	}
@@ -94,7 +93,7 @@ func schemeOf(r *http.Request) string {
 // upload stores the archive that a link was given out for.
 func (a *api) upload(w http.ResponseWriter, r *http.Request) {
 	template, hash := r.PathValue("id"), r.PathValue("hash")
-	if !hashPattern.MatchString(hash) || !a.uploads.verify(template, hash, r.URL.Query(), time.Now()) {
+	if !hashPattern().MatchString(hash) || !a.uploads.verify(template, hash, r.URL.Query(), time.Now()) {
 		a.fail(w, r, sandbox.Errorf("e2b.upload", sandbox.Denied, "", "the link is not valid or has expired"))
 		return
 	}

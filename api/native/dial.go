@@ -10,9 +10,9 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"sync"
 	"time"
 
+	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -51,7 +51,7 @@ func serveDial(c *call) error {
 		client.Close()
 		return nil // the client has gone and the connection is ours: nobody to tell
 	}
-	Splice(&bufferedConn{Conn: client, r: buffered.Reader}, inside)
+	node.Splice(&bufferedConn{Conn: client, r: buffered.Reader}, inside)
 	return nil
 }
 
@@ -124,26 +124,4 @@ func closeWrite(c net.Conn) error {
 		return half.CloseWrite()
 	}
 	return nil
-}
-
-// Splice copies between two connections, each direction until its end, passes
-// on the end of a stream as such, and closes both when both have ended or one
-// has failed.
-func Splice(a, b net.Conn) {
-	var both sync.WaitGroup
-	one := func(dst, src net.Conn) {
-		_, err := io.Copy(dst, src)
-		if err == nil {
-			err = closeWrite(dst)
-		}
-		if err != nil {
-			a.Close()
-			b.Close()
-		}
-	}
-	both.Go(func() { one(a, b) })
-	both.Go(func() { one(b, a) })
-	both.Wait()
-	a.Close()
-	b.Close()
 }

@@ -365,7 +365,7 @@ func (a *app) forward(cmd *cobra.Command, b native.Backend, id string, ports []n
 						outside.Close()
 						return
 					}
-					native.Splice(outside, inside)
+					node.Splice(outside, inside)
 				}()
 			}
 		})
