@@ -75,7 +75,7 @@ func blockSize(block int) (int, error) {
 		return DefaultBlock, nil
 	}
 	if block < pageSize || block > maxUnit || bits.OnesCount(uint(block)) != 1 {
-		return 0, fmt.Errorf("a block of %d bytes: it must be a power of two from %d to %d", block, pageSize, maxUnit)
+		return 0, fmt.Errorf("%w: a block of %d bytes; it must be a power of two from %d to %d", ErrOption, block, pageSize, maxUnit)
 	}
 	return block, nil
 }

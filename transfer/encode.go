@@ -40,7 +40,7 @@ func ParseMethod(name string) (Method, error) {
 			return m, nil
 		}
 	}
-	return 0, fmt.Errorf("there is no method %q; there are delta, dedup and whole", name)
+	return 0, fmt.Errorf("%w: there is no method %q; there are delta, dedup and whole", ErrOption, name)
 }
 
 // Options of Encode. The zero value is good.
@@ -48,7 +48,7 @@ type Options struct {
 	Method Method
 	// Index of the base, when it is kept beside it; nil builds one.
 	Index *Index
-	// Random makes a delta that an Opener can read anywhere without decoding what is before: nothing refers to the new image
+	// Random makes a delta that a Reader can read anywhere without decoding what is before: nothing refers to the new image
 	// itself. It costs some bytes.
 	Random bool
 	// Frame is how many bytes of literals a frame holds, from 4 KB to 16 MiB; 0 means DefaultFrame. Smaller frames are read
@@ -72,7 +72,7 @@ func (o *Options) frame() (int, error) {
 	case o.Frame == 0:
 		return DefaultFrame, nil
 	case o.Frame < pageSize || o.Frame > maxFrame:
-		return 0, fmt.Errorf("a frame of %d bytes: it must be from %d to %d", o.Frame, pageSize, maxFrame)
+		return 0, fmt.Errorf("%w: a frame of %d bytes; it must be from %d to %d", ErrOption, o.Frame, pageSize, maxFrame)
 	}
 	return o.Frame / pageSize * pageSize, nil
 }

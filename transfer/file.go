@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -18,7 +17,7 @@ func OpenImage(path string) (Image, io.Closer, error) {
 	}
 	info, err := f.Stat()
 	if err == nil && !info.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+		err = fmt.Errorf("%w: %s is not a regular file", ErrOption, path)
 	}
 	if err != nil {
 		return Image{}, nil, errors.Join(err, f.Close())

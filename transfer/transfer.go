@@ -31,6 +31,7 @@ var (
 	ErrWrongBase = errors.New("the delta was made against another base")
 	ErrTooLarge  = errors.New("the image is larger than allowed")
 	ErrNoRandom  = errors.New("the delta was not made for random access")
+	ErrOption    = errors.New("an option or a file cannot be used")
 	ErrIndex     = errors.New("the index is damaged or belongs to another image")
 )
 

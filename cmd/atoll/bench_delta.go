@@ -133,13 +133,11 @@ func deltaError(err error) error {
 		kind = sandbox.NotFound
 	case errors.Is(err, os.ErrPermission):
 		kind = sandbox.Denied
-	case errors.Is(err, transfer.ErrTooLarge), errors.Is(err, errMethod):
+	case errors.Is(err, transfer.ErrTooLarge), errors.Is(err, transfer.ErrOption):
 		kind = sandbox.Invalid
 	}
 	return sandbox.E("atoll bench delta", kind, "", err)
 }
-
-var errMethod = errors.New("the method, the frame or the files cannot be used")
 
 func (d *deltaBench) run(ctx context.Context, step func(string)) (r deltaReport, err error) {
 	for _, f := range []struct {
@@ -221,7 +219,7 @@ func (d *deltaBench) choose(ctx context.Context, index *transfer.Index, r *delta
 	if d.method == autoMethod {
 		d.options.Method = d.policy.Choose(s, d.link, machine)
 	} else if d.options.Method, err = transfer.ParseMethod(d.method); err != nil {
-		return fmt.Errorf("%w: %w", errMethod, err)
+		return err
 	}
 	r.Method = d.options.Method.String()
 	return nil
