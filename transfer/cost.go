@@ -16,9 +16,11 @@ type Similarity struct {
 	Moved   float64 // found elsewhere in the base, moved by whole pages
 	Shifted float64 // found elsewhere in the base, moved by any other distance
 	Novel   float64 // the rest
-	// By how much novel bytes shrink, from 0 (to nothing) to 1 (not at all).
-	Plain float64 // compressed by themselves
-	Alike float64 // compressed with similar pages of the base
+	Empty   float64 // zero, whether the base has that too or not; not part of the sum
+	// By how much bytes shrink when they are compressed, from 0 (to nothing) to 1 (not at all).
+	Plain float64 // novel ones by themselves
+	Alike float64 // novel ones with similar pages of the base
+	All   float64 // all that are not zero, by themselves
 }
 
 // Changed returns the fraction of the image's bytes that are not equal at the same offset.
@@ -60,7 +62,7 @@ const mapBytes = 1.5
 func Predict(s Similarity, l Link, m Machine) []Estimate {
 	size, base := float64(s.Size), float64(s.Base)
 	novel := size * s.Novel
-	filled := size * (1 - s.Zero)
+	filled := size * (1 - s.Empty)
 	moved := func(part float64) float64 { return size * part / pageSize * mapBytes }
 	shifted := size * s.Shifted
 	seconds := func(bytes, speed float64) float64 { return bytes / max(speed, 1) }
@@ -80,7 +82,7 @@ func Predict(s Similarity, l Link, m Machine) []Estimate {
 	}{
 		{Delta, novel*s.Alike + moved(s.Moved+s.Shifted), scan + seconds(novel+shifted, m.Anchor) + seconds(novel, m.Better), index(m.Index, m.Anchor)},
 		{Dedup, (novel+shifted)*s.Plain + moved(s.Moved), scan + seconds(novel+shifted, m.Fast), index(m.Index)},
-		{Whole, filled * s.Plain, scan + seconds(filled, m.Fast), 0},
+		{Whole, filled * s.All, scan + seconds(filled, m.Fast), 0},
 	}
 	var list []Estimate
 	for _, e := range all {

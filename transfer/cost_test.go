@@ -13,9 +13,9 @@ const mbit = 1e6 / 8
 func TestTheMethodFollowsThePredictedCost(t *testing.T) {
 	const gib = 1 << 30
 	two := DefaultMachine(2)
-	upgraded := Similarity{Size: gib, Base: gib, Indexed: true, Same: 0.80, Zero: 0.10, Moved: 0.05, Novel: 0.05, Plain: 0.30, Alike: 0.12}
-	remade := Similarity{Size: gib, Base: gib, Indexed: true, Same: 0.51, Moved: 0.485, Novel: 0.005, Plain: 0.30, Alike: 0.20}
-	disjoint := Similarity{Size: gib, Base: gib, Novel: 1, Plain: 0.4, Alike: 0.4}
+	upgraded := Similarity{Size: gib, Base: gib, Indexed: true, Same: 0.80, Zero: 0.10, Moved: 0.05, Novel: 0.05, Empty: 0.5, Plain: 0.30, Alike: 0.12, All: 0.30}
+	remade := Similarity{Size: gib, Base: gib, Indexed: true, Same: 0.51, Moved: 0.485, Novel: 0.005, Plain: 0.30, Alike: 0.20, All: 0.30}
+	disjoint := Similarity{Size: gib, Base: gib, Novel: 1, Plain: 0.4, Alike: 0.4, All: 0.4}
 	for _, c := range []struct {
 		name string
 		s    Similarity
@@ -54,7 +54,7 @@ func TestAPredictionIsInOrderAndSane(t *testing.T) {
 		sum := parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
 		s := Similarity{Size: r.Int64N(maxImage), Base: 1 + r.Int64N(maxImage), Indexed: r.IntN(2) == 0,
 			Same: parts[0] / sum, Zero: parts[1] / sum, Moved: parts[2] / sum, Novel: parts[3] / sum, Shifted: parts[4] / sum, Plain: r.Float64()}
-		s.Alike = s.Plain * r.Float64()
+		s.Alike, s.Empty, s.All = s.Plain*r.Float64(), min(1, s.Zero+s.Same*r.Float64()), r.Float64()
 		m := DefaultMachine(r.IntN(9))
 		slow, fast := Predict(s, Link{1}, m), Predict(s, Link{1e12}, m)
 		if len(slow) != 3 || slow[0].Time > slow[1].Time || slow[1].Time > slow[2].Time {

@@ -20,7 +20,7 @@ const (
 // be nil, when the base has none: then content that was moved is not found, and what is similar is taken to be at the
 // same offset.
 func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, error) {
-	s := Similarity{Size: next.Size, Base: base.Size, Indexed: index != nil, Plain: 1, Alike: 1}
+	s := Similarity{Size: next.Size, Base: base.Size, Indexed: index != nil, Plain: 1, Alike: 1, All: 1}
 	if index != nil && index.tree.size != base.Size {
 		return s, fmt.Errorf("%w: it is of an image of %d bytes, not %d", ErrIndex, index.tree.size, base.Size)
 	}
@@ -48,17 +48,17 @@ func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, er
 	}
 	part := func(k kind) float64 { return float64(t.found[k]) / float64(total) }
 	s.Same, s.Zero, s.Moved, s.Shifted, s.Novel = part(same), part(zero), part(moved), part(shifted), part(literal)
-	var err error
-	s.Plain, s.Alike, err = t.ratios()
-	return s, err
+	s.Empty = float64(t.empty) / float64(total)
+	return s, t.ratios(&s)
 }
 
 // A trial scans the blocks of a sample.
 type trial struct {
 	scanner
 	found [kinds]int // pages
+	empty int        // pages
 	novel []byte     // some of the literals
-	other []byte     // bytes that are not zero, in want of literals
+	all   []byte     // one page of each block, unless it is zero
 	votes map[int64]int
 }
 
@@ -79,13 +79,16 @@ func (t *trial) block(off int64) error {
 	if err != nil {
 		return err
 	}
+	taken := false
 	for i, p := range places {
 		t.found[p.kind]++
 		page := data[i*pageSize : (i+1)*pageSize]
+		if isZero(page) {
+			t.empty++
+		} else if !taken {
+			t.all, taken = append(t.all, page...), true
+		}
 		if p.kind != literal || len(t.novel) >= sampleNovel {
-			if p.kind != zero && len(t.other) < sampleNovel/2 {
-				t.other = append(t.other, page...)
-			}
 			continue
 		}
 		t.novel = append(t.novel, page...)
@@ -99,27 +102,31 @@ func (t *trial) block(off int64) error {
 	return nil
 }
 
-// ratios compresses the novel bytes by themselves and with similar pages.
-func (t *trial) ratios() (plain, alike float64, err error) {
-	data := t.novel
-	if len(data) == 0 {
-		data = t.other
-	}
-	if len(data) == 0 {
-		return 1, 1, nil
-	}
-	packed, err := pack(data, nil, zstd.SpeedDefault)
-	if err != nil {
-		return 0, 0, err
-	}
-	plain = min(1, float64(len(packed))/float64(len(data)))
+// ratios compresses what was taken, on trial. Without novel bytes theirs do not matter.
+func (t *trial) ratios(s *Similarity) error {
 	g := group{fromBase: choose(t.votes, maxDictionary/pageSize)}
 	dictionary, err := g.dictionary(nil, t.base.read)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
-	if packed, err = pack(data, dictionary, zstd.SpeedBetterCompression); err != nil {
-		return 0, 0, err
+	for _, part := range []struct {
+		data, dictionary []byte
+		level            zstd.EncoderLevel
+		ratio            *float64
+	}{
+		{t.all, nil, zstd.SpeedDefault, &s.All},
+		{t.novel, nil, zstd.SpeedDefault, &s.Plain},
+		{t.novel, dictionary, zstd.SpeedBetterCompression, &s.Alike},
+	} {
+		if len(part.data) == 0 {
+			continue
+		}
+		packed, err := pack(part.data, part.dictionary, part.level)
+		if err != nil {
+			return err
+		}
+		*part.ratio = min(1, float64(len(packed))/float64(len(part.data)))
 	}
-	return plain, min(plain, float64(len(packed))/float64(len(data))), nil
+	s.Alike = min(s.Alike, s.Plain)
+	return nil
 }
