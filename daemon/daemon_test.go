@@ -157,8 +157,30 @@ func TestMetricsCountSandboxes(t *testing.T) {
 	if _, err := p.Node.Create(context.Background(), node.CreateRequest{Image: node.HostImage, Network: sandbox.NetworkNone}); err != nil {
 		t.Fatal(err)
 	}
-	answer := httptest.NewRecorder()
-	p.handler(cfg).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if err := p.rootKey(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	key, err := os.ReadFile(p.Home.Credentials())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger, _, err := p.Keys.Create(context.Background(), "blue", "ci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(secret string) *httptest.ResponseRecorder {
+		r := httptest.NewRequest(http.MethodGet, "/metrics", nil)
+		r.Header.Set("Authorization", "Bearer "+secret)
+		answer := httptest.NewRecorder()
+		p.handler(cfg).ServeHTTP(answer, r)
+		return answer
+	}
+	for _, secret := range []string{"", stranger} {
+		if got := ask(secret); got.Code != http.StatusUnauthorized {
+			t.Errorf("without the root key: %d", got.Code)
+		}
+	}
+	answer := ask(strings.TrimSpace(string(key)))
 	if !strings.Contains(answer.Body.String(), `atoll_sandboxes{state="running"} 1`) {
 		t.Errorf("metrics say\n%s", answer.Body)
 	}

@@ -71,7 +71,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return sandbox.E(op, sandbox.Internal, p.Home.endpointFile(), err)
 	}
-	defer os.Remove(p.Home.endpointFile())
+	// The file stays when we end: Endpoint believes it only while the lock is held.
 
 	background, stop := context.WithCancel(ctx)
 	var preparing sync.WaitGroup
@@ -103,7 +103,7 @@ func (p *Parts) handler(cfg Config) http.Handler {
 	e2bAPI := e2b.New(e2b.Config{Node: p.Node, Keys: p.Keys, Domain: cfg.Domain, Log: cfg.Log})
 	mux := http.NewServeMux()
 	mux.Handle("/api/", native.New(native.Config{Node: p.Node, Keys: p.Keys, Log: cfg.Log}))
-	mux.Handle("GET /metrics", newMetrics(p.Node))
+	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node)))
 	mux.Handle("/", e2bAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if e2b.IsTraffic(r) {
@@ -111,6 +111,23 @@ func (p *Parts) handler(cfg Config) http.Handler {
 			return
 		}
 		mux.ServeHTTP(w, r)
+	})
+}
+
+// rootOnly serves those who show the root key: what is told here concerns all
+// teams.
+func (p *Parts) rootOnly(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		secret := r.Header.Get("X-API-Key")
+		if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); ok {
+			secret = bearer
+		}
+		if key, err := p.Keys.Verify(r.Context(), secret); err != nil || key.Name != tenant.RootKey {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			http.Error(w, "the root key is needed, see the file credentials in the state directory", http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
 	})
 }
 
@@ -157,13 +174,13 @@ func (p *Parts) rootKey(ctx context.Context) error {
 	const op = "daemon.rootKey"
 	data, err := os.ReadFile(p.Home.Credentials())
 	if err == nil {
-		_, err = p.Keys.Add(ctx, strings.TrimSpace(string(data)), tenant.DefaultTeam, "root")
+		_, err = p.Keys.Add(ctx, strings.TrimSpace(string(data)), tenant.DefaultTeam, tenant.RootKey)
 		return err
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return sandbox.E(op, sandbox.Internal, p.Home.Credentials(), err)
 	}
-	secret, _, err := p.Keys.Create(ctx, tenant.DefaultTeam, "root")
+	secret, _, err := p.Keys.Create(ctx, tenant.DefaultTeam, tenant.RootKey)
 	if err != nil {
 		return err
 	}

@@ -7,12 +7,17 @@ import (
 	"encoding/hex"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/sandbox"
 )
+
+// maxEnv is the longest environment variable that Linux passes to a process, in
+// bytes (MAX_ARG_STRLEN less the '=' and the NUL).
+const maxEnv = 128<<10 - 2
 
 // guestTimeout bounds one short call to a guest, such as /init.
 const guestTimeout = 10 * time.Second
@@ -95,6 +100,11 @@ func checkRequest(op string, rec Sandbox) error {
 		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "%d bytes of memory are too few to start anything; ask for 16 MiB or more", r.Memory)
 	case rec.Name != "" && !nameOK(rec.Name):
 		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a name has up to 63 letters, digits, '-', '_' or '.', and begins with a letter or digit")
+	}
+	for k, v := range rec.Env {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) || len(k)+len(v) > maxEnv {
+			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no process can have the environment variable %.40q: a name has no '=', neither part a NUL byte, and both together at most %d bytes", k, maxEnv)
+		}
 	}
 	for _, p := range rec.Ports {
 		if p.Guest < 1 || p.Guest > 65535 || p.Host < 0 || p.Host > 65535 {
@@ -206,6 +216,9 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	} else {
 		var m Snapshot
 		if m, err = n.GetSnapshot(ctx, snap); err == nil {
+			err = n.verify(snap)
+		}
+		if err == nil {
 			oldToken = m.Source.GuestToken
 			err = r.Restore(ctx, rec.Spec, n.cfg.Snapshots.Dir(snap))
 		}

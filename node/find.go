@@ -81,6 +81,9 @@ func (n *Node) Get(_ context.Context, ref string) (Sandbox, error) {
 // List returns the sandboxes that pass the filter, newest first.
 func (n *Node) List(_ context.Context, f Filter) ([]Sandbox, error) {
 	out := n.records(func(r Sandbox) bool { return f.match(r) })
+	if out == nil {
+		out = []Sandbox{} // "[]" in JSON
+	}
 	slices.SortFunc(out, func(a, b Sandbox) int {
 		return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(a.ID, b.ID))
 	})

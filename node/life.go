@@ -109,14 +109,20 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 		}
 		return paused, n.save(ctx, e, paused)
 	}
-	snap, err := n.takeSnapshot(ctx, rec, Snapshot{Auto: autoPause}, sandbox.SnapshotOptions{Stop: true})
-	if err != nil {
-		return Sandbox{}, err
+	// The machine goes only when its state is on disk and the record says so;
+	// until then it stands still, so that nothing it does is lost.
+	if r.Capabilities().Pause {
+		if err := r.Pause(ctx, rec.ID); err != nil {
+			return Sandbox{}, err
+		}
 	}
-	paused.Suspended, paused.Spec.Link = snap.ID, nil
-	// From here the state is in the snapshot; the machine may go.
-	if err := n.save(ctx, e, paused); err != nil {
-		return Sandbox{}, err
+	snap, err := n.takeSnapshot(ctx, rec, Snapshot{Auto: autoPause}, sandbox.SnapshotOptions{})
+	if err == nil {
+		paused.Suspended, paused.Spec.Link = snap.ID, nil
+		err = n.save(ctx, e, paused)
+	}
+	if err != nil {
+		return Sandbox{}, errors.Join(err, n.thaw(ctx, r, rec, snap.ID))
 	}
 	n.mu.Lock()
 	e.closeLocal()
@@ -132,6 +138,21 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 		}
 	}
 	return paused, nil
+}
+
+// thaw lets a sandbox go on whose pause failed, and drops the snapshot, if there
+// is one.
+func (n *Node) thaw(ctx context.Context, r sandbox.Runtime, rec Sandbox, snap string) error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer stop()
+	var errs []error
+	if r.Capabilities().Pause {
+		errs = append(errs, r.Resume(ctx, rec.ID))
+	}
+	if snap != "" {
+		errs = append(errs, n.dropSnapshot(snap))
+	}
+	return errors.Join(errs...)
 }
 
 // Resume lets a paused sandbox go on; one that runs is left as it is.
@@ -237,17 +258,34 @@ func (n *Node) Rename(ctx context.Context, ref, name string) error {
 	if !nameOK(name) {
 		return sandbox.Errorf(op, sandbox.Invalid, name, "a name has up to 63 letters, digits, '-', '_' or '.', and begins with a letter or digit")
 	}
-	return n.change(ctx, op, ref, func(rec *Sandbox) error {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		if id, taken := n.names[name]; taken && id != rec.ID {
-			return sandbox.Errorf(op, sandbox.Exists, name, "the name is in use")
-		}
-		delete(n.names, rec.Name)
-		n.names[name] = rec.ID
-		rec.Name = name
+	e, err := n.lock(ctx, op, ref)
+	if err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	rec := n.record(e)
+	old := rec.Name
+	if old == name {
 		return nil
-	})
+	}
+	n.mu.Lock()
+	_, taken := n.names[name]
+	if !taken {
+		n.names[name] = rec.ID // both are its names until the record is safe
+	}
+	n.mu.Unlock()
+	if taken {
+		return sandbox.Errorf(op, sandbox.Exists, name, "the name is in use")
+	}
+	rec.Name = name
+	unused := old
+	if err = n.save(ctx, e, rec); err != nil {
+		unused = name
+	}
+	n.mu.Lock()
+	delete(n.names, unused)
+	n.mu.Unlock()
+	return err
 }
 
 // UpdateNetwork replaces the policy of a sandbox, at once when it runs.

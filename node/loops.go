@@ -118,15 +118,31 @@ func (n *Node) apply(ctx context.Context, a action, seen observed) error {
 	case actKill:
 		return n.end(e, a.reason)
 	case actPause:
-		if _, err := n.pause(ctx, e, true); err != nil {
-			// Better ended than running on beyond its time.
-			n.log.Error("pausing at time-out", "sandbox", rec.ID, "error", err)
-			return n.end(e, "could not be paused at its time-out")
-		}
+		return n.pauseInTime(ctx, e, rec)
 	case actAdopt:
 		n.adoptPorts(e, rec)
 	}
 	return nil
+}
+
+// pauseInTime pauses a sandbox whose time is up: on disk, or in memory when that
+// fails, as on a full disk. It is never ended instead: its owner asked for it to
+// be kept. When neither works it is tried again later. e.op is held.
+func (n *Node) pauseInTime(ctx context.Context, e *entry, rec Sandbox) error {
+	_, err := n.pause(ctx, e, true)
+	if err == nil {
+		return nil
+	}
+	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventError, State: rec.State, Reason: "pausing at its time-out: " + err.Error()})
+	if _, inMemory := n.pause(ctx, e, false); inMemory == nil {
+		return nil
+	}
+	again := time.Now().UTC().Add(reconcileEvery)
+	rec.EndAt = &again
+	n.mu.Lock()
+	e.rec = rec // in memory only: the disk may be what is at fault
+	n.mu.Unlock()
+	return err
 }
 
 // gone asks the runtime itself whether a sandbox has died.

@@ -176,6 +176,7 @@ func TestBadRequests(t *testing.T) {
 		"unknown runtime":   {CreateRequest{Image: HostImage, Runtimes: []string{"vmware"}}, sandbox.Invalid},
 		"negative memory":   {CreateRequest{Image: HostImage, Resources: sandbox.Resources{Memory: -1}}, sandbox.Invalid},
 		"too little memory": {CreateRequest{Image: HostImage, Resources: sandbox.Resources{Memory: 4096}}, sandbox.Invalid},
+		"bad environment":   {CreateRequest{Image: HostImage, Env: map[string]string{"A": "b\x00c"}}, sandbox.Invalid},
 		"bad port":          {CreateRequest{Image: HostImage, Ports: []Port{{Guest: 70000}}}, sandbox.Invalid},
 		"no such network":   {CreateRequest{Image: HostImage, Network: "bridge"}, sandbox.Invalid},
 	} {
@@ -226,6 +227,78 @@ func TestPauseOnDiskAndResume(t *testing.T) {
 	if l := h.cfg.Snapshots.List(); len(l) != 0 {
 		t.Errorf("the snapshot of the pause is still there: %v", l)
 	}
+}
+
+func TestAFailedPauseGoesOn(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	h.create(CreateRequest{Name: "p"})
+	h.world.Inject(fake.Fault{Op: "Snapshot", Kind: sandbox.Exhausted, Times: 1})
+	_, err := h.Pause(ctx, "p", true)
+	wantKind(t, err, sandbox.Exhausted)
+	if got := h.sh("p", "echo on"); got != "on" || h.state("p") != sandbox.Running {
+		t.Errorf("%q, %s", got, h.state("p"))
+	}
+}
+
+func TestASandboxThatCannotBePausedOnDiskInTimeIsKeptInMemory(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	h.world.Inject(fake.Fault{Op: "Snapshot", Kind: sandbox.Exhausted, Times: 1})
+	h.create(CreateRequest{Name: "p", Timeout: 50 * time.Millisecond, Lifecycle: Lifecycle{OnTimeout: TimeoutPause}})
+	ctx, stop := context.WithTimeout(ctx, 20*time.Second)
+	defer stop()
+	sb, err := h.Wait(ctx, "p", sandbox.Paused)
+	if err != nil || sb.Suspended != "" {
+		t.Fatalf("%+v, %v", sb, err)
+	}
+	if _, err := h.Resume(ctx, "p"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRename(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	sb := h.create(CreateRequest{Name: "before"})
+	h.create(CreateRequest{Name: "other"})
+	wantKind(t, h.Rename(ctx, "before", "other"), sandbox.Exists)
+	// The record cannot be written: both names must stay as they were.
+	if err := h.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, h.Rename(ctx, "before", "after"), sandbox.Unavailable)
+	h.crash()
+	h.open()
+	if err := h.Rename(ctx, "before", "after"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.Get(ctx, "after"); err != nil || got.ID != sb.ID {
+		t.Errorf("%v, %v", got.ID, err)
+	}
+	_, err := h.Get(ctx, "before")
+	wantKind(t, err, sandbox.NotFound)
+}
+
+func TestADamagedSnapshotIsNotRestored(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	h.create(CreateRequest{Name: "a"})
+	s, err := h.Snapshot(ctx, "a", "point")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := h.cfg.Snapshots.Get(s.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(h.cfg.Snapshots.Dir(s.ID), m.Files[0].Name)
+	data, err := os.ReadFile(file)
+	if err != nil || len(data) == 0 {
+		t.Fatal(len(data), err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Restore(ctx, "point", CreateRequest{})
+	wantKind(t, err, sandbox.Invalid)
 }
 
 func TestAFailedResumeStaysPaused(t *testing.T) {

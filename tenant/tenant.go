@@ -20,6 +20,10 @@ import (
 // DefaultTeam owns what is made on a node's own behalf and by its first key.
 const DefaultTeam = "default"
 
+// RootKey is the name of the key that a node makes for itself at its first start.
+// It may do everything; no other key is called so.
+const RootKey = "root"
+
 // keyPrefix is what E2B's clients expect of a key, followed by hexadecimal digits.
 const keyPrefix = "e2b_"
 

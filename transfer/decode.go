@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-
-	"github.com/zeebo/blake3"
 )
 
 // An Output is where an image is rebuilt. What was written is read again, since later parts refer to earlier ones.
@@ -190,10 +188,7 @@ func (r *record) literal(g *group, raw []byte, l layout, next func([]byte, int64
 			return nil, err
 		}
 	}
-	h := blake3.New()
-	_, _ = h.Write(raw) // a hash does not fail
-	_, _ = h.Write(data)
-	if !bytes.Equal(h.Sum(nil), r.digest[:]) {
+	if r.hash(raw, data) != r.digest {
 		return nil, fmt.Errorf("%w: a frame is not what its hash says", ErrCorrupt)
 	}
 	return data, nil

@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/klauspost/compress/zstd"
-	"github.com/zeebo/blake3"
 )
 
 // A Method is what the encoder looks for. The zero value is Delta.
@@ -187,24 +186,26 @@ func (e *encoder) scan(ctx context.Context, scan func(i int) (scanned, error)) e
 func (e *encoder) pack(c *cutGroup) (*record, error) {
 	raw := c.appendMap(nil, e.unit)
 	r := &record{units: c.units, literals: c.literals, mapSize: len(raw)}
-	h := blake3.New()
-	_, _ = h.Write(raw) // a hash does not fail
-	_, _ = h.Write(c.data)
-	h.Sum(r.digest[:0])
 	var err error
-	if r.packedMap, err = pack(raw, nil, zstd.SpeedBestCompression); err != nil || c.literals == 0 {
-		return r, err
+	if r.packedMap, err = pack(raw, nil, zstd.SpeedBestCompression); err != nil {
+		return nil, err
 	}
-	level := zstd.SpeedDefault
-	if e.method == Delta {
-		level = zstd.SpeedBetterCompression
-	}
-	dictionary, err := c.dictionary(e.next.read, e.base.read)
-	if err == nil {
+	if c.literals > 0 {
+		dictionary, err := c.dictionary(e.next.read, e.base.read)
+		if err != nil {
+			return nil, err
+		}
+		level := zstd.SpeedDefault
+		if e.method == Delta {
+			level = zstd.SpeedBetterCompression
+		}
 		r.dictionary = len(dictionary)
-		r.frame, err = pack(c.data, dictionary, level)
+		if r.frame, err = pack(c.data, dictionary, level); err != nil {
+			return nil, err
+		}
 	}
-	return r, err
+	r.digest = r.hash(raw, c.data)
+	return r, nil
 }
 
 // dictionary reads the pages that a group's frame is compressed with.

@@ -14,7 +14,7 @@ import (
 //	header  "ATLD", version (1 byte), length (1 byte), then: flags, unit, frame, size of the new image,
 //	        size of the base, digest of the base (32 bytes, if there is one)
 //	groups  tagGroup, units, literals, size of the map, packed size of the map, packed size of the frame,
-//	        digest (32 bytes) of map and literals, packed map, packed frame
+//	        digest (32 bytes) of map, literals, packed map and packed frame; packed map, packed frame
 //	footer  tagFooter, number of groups, for each group the length of its record and its units;
 //	        digest of the new image, seal (32 bytes each)
 //	trailer length of the footer with its tag (4 bytes, little endian), "DLTA"
@@ -108,6 +108,16 @@ type record struct {
 	digest                      Digest
 	packedMap, frame            []byte
 	dictionary                  int // bytes, known to the encoder
+}
+
+// hash returns the digest of a group: of what it means, and of how that is packed, which several ways could say.
+func (r *record) hash(rawMap, literals []byte) (d Digest) {
+	h := blake3.New()
+	for _, p := range [][]byte{rawMap, literals, r.packedMap, r.frame} {
+		_, _ = h.Write(p) // a hash does not fail
+	}
+	h.Sum(d[:0])
+	return d
 }
 
 func (r *record) append(b []byte) []byte {

@@ -68,6 +68,11 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 		refuse(w, r, refusal{Message: "The sandbox was not found", SandboxID: to.id, Code: http.StatusBadGateway}, "Sandbox Not Found")
 		return
 	}
+	if to.port == sandbox.GuestPort && r.URL.Path == "/init" {
+		// Only the node tells a guest who it is.
+		refuse(w, r, refusal{Message: "Not Found", SandboxID: to.id, Code: http.StatusNotFound}, "Not Found")
+		return
+	}
 	if bad := checkTraffic(sb, to.port, r.Header.Get(headerTraffic)); bad != nil {
 		refuse(w, r, bad.refusal, bad.title)
 		return

@@ -158,7 +158,7 @@ func (s server) serve(rt route) http.HandlerFunc {
 			return
 		}
 		backend := s.backend
-		if key.Name != rootKey {
+		if key.Name != tenant.RootKey {
 			backend = scoped{Backend: backend, team: key.Team}
 		}
 		err = rt.serve(&call{ctx: r.Context(), backend: backend, w: w, r: r})

@@ -11,10 +11,6 @@ import (
 	"github.com/atoll-run/atoll/tenant"
 )
 
-// rootKey is the name of the key that may do everything. It is reserved, so
-// that no other key can be given the name.
-const rootKey = "root"
-
 // Local is the Backend of a node in this process.
 type Local struct {
 	node  *node.Node
@@ -174,7 +170,7 @@ func (l *Local) Prune(ctx context.Context) (node.PruneReport, error) { return l.
 
 // CreateKey implements Backend.
 func (l *Local) CreateKey(ctx context.Context, team, name string) (NewKey, error) {
-	if name == rootKey {
+	if name == tenant.RootKey {
 		return NewKey{}, sandbox.Errorf("native.CreateKey", sandbox.Exists, name, "the name is that of the node's own key").
 			WithHint("choose another name")
 	}

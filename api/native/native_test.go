@@ -74,7 +74,7 @@ func newWorld(t *testing.T) *world {
 		}
 	})
 	w.local = NewLocal(n, w.keys, nil)
-	if w.root, _, err = w.keys.Create(t.Context(), tenant.DefaultTeam, rootKey); err != nil {
+	if w.root, _, err = w.keys.Create(t.Context(), tenant.DefaultTeam, tenant.RootKey); err != nil {
 		t.Fatal(err)
 	}
 	srv := httptest.NewServer(New(Config{Node: n, Keys: w.keys, Log: log}))
@@ -317,7 +317,7 @@ func TestKeysAreMadeShownOnceAndRevoked(t *testing.T) {
 	if _, err := c.List(t.Context(), node.Filter{}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := admin.CreateKey(t.Context(), "blue", rootKey)
+	_, err := admin.CreateKey(t.Context(), "blue", tenant.RootKey)
 	wantKind(t, err, sandbox.Exists)
 	if err := admin.RevokeKey(t.Context(), "ci"); err != nil {
 		t.Fatal(err)

@@ -30,7 +30,7 @@ func (a *app) upCommand() *cobra.Command {
 			"to credentials in --home.",
 		Example: "  atoll up\n  atoll up -d --pool base=4\n  ATOLL_ADDR=0.0.0.0:7700 atoll up --tls --domain sandboxes.example.com",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if detach {
+			if detach && os.Getenv(detached) == "" {
 				return a.upDetached(cmd.Context())
 			}
 			base, err := a.config()
@@ -99,6 +99,10 @@ func (a *app) welcome(cfg daemon.Config, ep daemon.Endpoint) {
 	fmt.Fprintln(a.stdout, "\nctrl-c stops the daemon; sandboxes go on.")
 }
 
+// detached marks the process that an `up --detach` started: it has the same
+// arguments and stays.
+const detached = "ATOLL_DETACHED"
+
 // startTimeout bounds how long a daemon in the background may take to serve.
 const startTimeout = 60 * time.Second
 
@@ -120,15 +124,10 @@ func (a *app) upDetached(ctx context.Context) error {
 	}
 	defer log.Close()
 	begin, _ := log.Seek(0, 2) // what this start writes begins here
-	var args []string
-	for _, arg := range os.Args[1:] {
-		if arg != "-d" && arg != "--detach" {
-			args = append(args, arg)
-		}
-	}
-	child := exec.Command("/proc/self/exe", args...)
+	child := exec.Command("/proc/self/exe", os.Args[1:]...)
 	child.Args[0] = os.Args[0]
 	child.Stdout, child.Stderr = log, log
+	child.Env = append(os.Environ(), detached+"=1")
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := child.Start(); err != nil {
 		return sandbox.E(op, sandbox.Internal, os.Args[0], err)
