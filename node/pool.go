@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -241,6 +242,14 @@ func (n *Node) fillOne(ctx context.Context, template string) error {
 	if rec.Runtime, err = n.choose("node.pool", req, rec, snap); err != nil {
 		return err
 	}
-	_, err = n.launch(ctx, rec, snap)
-	return err
+	sb, err := n.launch(ctx, rec, snap)
+	if err != nil {
+		return err
+	}
+	// The first process of a machine costs several times what later ones do;
+	// better it costs us than whoever claims it.
+	if g, err := n.Guest(ctx, sb.ID); err == nil {
+		_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without
+	}
+	return nil
 }
