@@ -66,11 +66,12 @@ func (n *Node) pooled(template string) []Sandbox {
 // claim gives a waiting sandbox to a request that asks for nothing that the
 // waiting one does not have. It reports false when there is none.
 func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from origin) (Sandbox, bool) {
-	if req.Fresh || len(req.Runtimes) > 0 || len(want.Spec.Mounts) > 0 || len(want.Spec.Labels) > 0 {
+	if req.Fresh || len(want.Spec.Mounts) > 0 || len(want.Spec.Labels) > 0 {
 		return Sandbox{}, false
 	}
 	for _, candidate := range n.pooled(from.template.ID) {
-		if !claimable(candidate, want) {
+		preferred := len(req.Runtimes) == 0 || req.Runtimes[0] == candidate.Runtime
+		if !preferred || !claimable(candidate, want) {
 			continue
 		}
 		e, err := n.find("node.claim", candidate.ID)
@@ -117,6 +118,12 @@ func (n *Node) claimOne(ctx context.Context, e *entry, want Sandbox) (Sandbox, e
 	if err == nil {
 		err = n.save(ctx, e, rec)
 	}
+	n.mu.Lock()
+	if e.client != nil { // it shows the token of before
+		e.client.CloseIdle()
+		e.client = nil
+	}
+	n.mu.Unlock()
 	if err != nil {
 		n.discard(e)
 		return Sandbox{}, err
