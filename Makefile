@@ -27,6 +27,7 @@ test: deps ## every test: unit, real runtimes, end to end
 
 bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/performance.md
 	@scripts/deps bench
+	cd test/e2b && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error || true
 	$(GO) run ./bench
 
 conformance: build ## run the tests that prove requirements; writes docs/conformance.md
