@@ -246,7 +246,7 @@ func (c *group) killAll() error {
 // pids lists the group's processes; none when the group does not exist.
 func (c *group) pids() ([]int, error) {
 	f, err := os.Open(c.file("pids", "cgroup.procs"))
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // ENODEV: it is just being removed
 		return nil, nil
 	}
 	if err != nil {
