@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atoll-run/atoll/node"
-	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -80,7 +79,6 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 		if req.Image, err = hostPath(image); err != nil { // a repository; the node has another working directory
 			return req, err
 		}
-		req.Workdir = first(o.workdir, worktree.Workdir)
 	}
 	if err := o.check(); err != nil {
 		return req, err

@@ -11,6 +11,8 @@ import (
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/sandbox"
 )
 
 // argJail is the name under which our executable is started again to become a jail.
@@ -65,7 +67,7 @@ func Main() {
 }
 
 // workdir is where a sandbox finds its working tree.
-const workdir = "/work"
+const workdir = sandbox.RepositoryDir
 
 // root is where the new root is put together. In our mount namespace nobody
 // needs what is below, and everybody can pass through it.
