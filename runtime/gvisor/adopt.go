@@ -23,7 +23,7 @@ func (r *Runtime) adopt() error {
 		b := &box{dir: filepath.Join(r.cfg.Dir, "s", d.Name())}
 		if err := b.load(d.Name()); err != nil {
 			r.log.Warn("removing a sandbox that was never complete", "sandbox", d.Name(), "err", err)
-			if err := r.groups.group(d.Name()).remove(); err != nil {
+			if err := r.groups.Group(d.Name()).Remove(); err != nil {
 				return sandbox.E(op, "", d.Name(), err)
 			}
 			if err := os.RemoveAll(b.dir); err != nil {
@@ -35,10 +35,10 @@ func (r *Runtime) adopt() error {
 		r.boxes[d.Name()] = b
 		r.takeOver(b)
 	}
-	for _, name := range r.groups.list() {
+	for _, name := range r.groups.List() {
 		if !known[name] {
 			r.log.Warn("removing a control group without a sandbox", "group", name)
-			if err := r.groups.group(name).remove(); err != nil {
+			if err := r.groups.Group(name).Remove(); err != nil {
 				return sandbox.E(op, "", name, err)
 			}
 		}
@@ -66,10 +66,10 @@ func (r *Runtime) takeOver(b *box) {
 	if b.rec.State == sandbox.Error {
 		return
 	}
-	s := &sentry{dir: b.dir, group: r.groups.group(b.rec.Group), proc: b.rec.Sentry, gofer: b.rec.Gofer}
-	err := s.proc.open()
+	s := &sentry{dir: b.dir, group: r.groups.Group(b.rec.Group), proc: b.rec.Sentry, gofer: b.rec.Gofer}
+	err := s.proc.Open()
 	if err == nil && s.gofer != nil {
-		err = s.gofer.open()
+		err = s.gofer.Open()
 		if err != nil {
 			s.gofer = nil
 		}
@@ -80,7 +80,7 @@ func (r *Runtime) takeOver(b *box) {
 		return
 	}
 	b.rec.State, b.rec.Reason = sandbox.Error, s.causeOfDeath()
-	if err := errors.Join(b.save(), s.group.remove()); err != nil {
+	if err := errors.Join(b.save(), s.group.Remove()); err != nil {
 		r.log.Error("cannot clear up after a lost sandbox", "sandbox", b.rec.Spec.ID, "err", err)
 	}
 }

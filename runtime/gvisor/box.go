@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/atoll-run/atoll/runtime/process"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -19,8 +20,8 @@ type record struct {
 	Resources sandbox.Resources `json:"resources"` // with the defaults
 	State     sandbox.State     `json:"state"`
 	Reason    string            `json:"reason,omitempty"`
-	Sentry    *process          `json:"sentry,omitempty"`
-	Gofer     *process          `json:"gofer,omitempty"`
+	Sentry    *process.Process  `json:"sentry,omitempty"`
+	Gofer     *process.Process  `json:"gofer,omitempty"`
 	Images    images            `json:"images"`
 	Group     string            `json:"group"` // control group
 }
@@ -68,7 +69,7 @@ func (b *box) settle() {
 	b.mu.Lock()
 	s, ended := b.sentry, b.ended
 	b.mu.Unlock()
-	if s == nil || ended == nil || !s.proc.ending() {
+	if s == nil || ended == nil || !s.proc.Ending() {
 		return
 	}
 	select {
@@ -187,7 +188,7 @@ func (r *Runtime) watch(b *box, s *sentry) {
 	r.watches.Go(func() {
 		defer close(ended)
 		defer cancel()
-		if err := s.proc.wait(ctx); err != nil {
+		if err := s.proc.Wait(ctx); err != nil {
 			return // let go
 		}
 		b.mu.Lock()
@@ -203,7 +204,7 @@ func (r *Runtime) watch(b *box, s *sentry) {
 		if err != nil {
 			r.log.Error("cannot record the end of a sandbox", "sandbox", id, "err", err)
 		}
-		if s.group.outOfMemory() > 0 {
+		if s.group.OutOfMemory() > 0 {
 			r.events.Send(sandbox.Event{Sandbox: id, Kind: sandbox.EventResource, State: sandbox.Error, Reason: reason})
 		}
 		r.events.Send(sandbox.Event{Sandbox: id, Kind: sandbox.EventState, State: sandbox.Error, Reason: reason})
@@ -215,7 +216,7 @@ func (r *Runtime) watch(b *box, s *sentry) {
 
 // causeOfDeath says why the sentry is no more.
 func (s *sentry) causeOfDeath() string {
-	if s.group.outOfMemory() > 0 {
+	if s.group.OutOfMemory() > 0 {
 		return "out of memory: the sandbox needed more than its limit and the kernel ended it"
 	}
 	if words := s.lastWords(); words != nil {

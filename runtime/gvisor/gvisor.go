@@ -28,6 +28,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/runtime/cgroup"
 	"github.com/atoll-run/atoll/runtime/feed"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -65,7 +66,7 @@ type Runtime struct {
 	cfg    Config
 	log    *slog.Logger
 	lock   *os.File
-	groups *groups
+	groups *cgroup.Parent
 	agent  string // EROFS image of the guest agent
 	host   hostRoot
 	pool   *pool
@@ -128,7 +129,7 @@ func prefix(dir string) string {
 func (r *Runtime) open() error {
 	const op = "gvisor.New"
 	var err error
-	if r.groups, err = openGroups(r.cfg.Prefix); err != nil {
+	if r.groups, err = cgroup.Open(r.cfg.Prefix); err != nil {
 		return err
 	}
 	if r.agent, err = makeAgentImage(r.images(), r.cfg.Guest); err != nil {
@@ -223,6 +224,6 @@ func (r *Runtime) Close() error {
 	}
 	r.watches.Wait()
 	r.events.Close()
-	r.groups.close()
+	r.groups.Close()
 	return r.lock.Close()
 }

@@ -61,7 +61,7 @@ func (r *Runtime) make(ctx context.Context, op string, spec sandbox.Spec, state 
 	s, err := r.launch(ctx, b, state)
 	if err == nil {
 		b.mu.Lock()
-		b.sentry, b.rec.State, b.rec.Sentry, b.rec.Gofer, b.rec.Group = s, sandbox.Running, s.proc, s.gofer, s.group.name
+		b.sentry, b.rec.State, b.rec.Sentry, b.rec.Gofer, b.rec.Group = s, sandbox.Running, s.proc, s.gofer, s.group.Name()
 		if err = b.save(); err == nil {
 			r.watch(b, s)
 		}
@@ -116,7 +116,7 @@ func (r *Runtime) launch(ctx context.Context, b *box, state string) (s *sentry, 
 		err = s.identify(ctx, spec, state == "")
 	}
 	if err != nil {
-		if s.group.outOfMemory() > 0 {
+		if s.group.OutOfMemory() > 0 {
 			err = sandbox.Errorf("start guest", sandbox.Exhausted, "", "out of memory: %d bytes are too few: %w", want.res.Memory, err)
 		}
 		err = errors.Join(err, s.lastWords(), s.end())
@@ -205,7 +205,7 @@ func (s *sentry) awaitGuest(ctx context.Context) error {
 			}
 			err = fmt.Errorf("the guest answered %s", resp.Status)
 		}
-		if dead := s.proc.dead(); dead {
+		if dead := s.proc.Dead(); dead {
 			return fmt.Errorf("the sandbox ended before its guest answered: %w", err)
 		}
 		select {
@@ -327,7 +327,7 @@ func (r *Runtime) destroy(op string, b *box) error {
 	if s != nil {
 		err = s.end()
 	} else {
-		err = r.groups.group(b.rec.Group).remove()
+		err = r.groups.Group(b.rec.Group).Remove()
 	}
 	if err != nil {
 		return sandbox.E(op, "", b.rec.Spec.ID, err)

@@ -44,10 +44,10 @@ func (r *Runtime) watchMemory(stop <-chan struct{}) {
 func (b *box) starved() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.sentry == nil || b.sentry.proc.ending() {
+	if b.sentry == nil || b.sentry.proc.Ending() {
 		return false // watch reports the end of a sandbox
 	}
 	before := b.ooms
-	b.ooms = b.sentry.group.outOfMemory()
+	b.ooms = b.sentry.group.OutOfMemory()
 	return b.ooms > before
 }

@@ -63,7 +63,7 @@ func (p *pool) take(want shape) *sentry {
 	}
 	for s == nil && len(p.ready) > 0 {
 		s, p.ready = p.ready[0], p.ready[1:]
-		if s.proc.dead() {
+		if s.proc.Dead() {
 			s, discard = nil, append(discard, s)
 		}
 	}

@@ -18,6 +18,8 @@ import (
 	"gvisor.dev/gvisor/pkg/urpc"
 	"gvisor.dev/gvisor/runsc/boot"
 
+	"github.com/atoll-run/atoll/runtime/cgroup"
+	"github.com/atoll-run/atoll/runtime/process"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -25,23 +27,36 @@ import (
 // wrote to its root.
 const overlayName = "overlay"
 
+// sentryOverhead is what a sandbox may use beyond its own memory, in bytes: the
+// sentry's heap, page tables and the guest agent's image.
+const sentryOverhead = 48 << 20
+
+// limits bounds the group that holds the sentry, its stubs and the gofer. The
+// number of host processes is bounded more widely than res.Pids says, since
+// systrap keeps one stub process for every address space with several stub
+// threads, and the sentry has threads of its own: one that reaches this bound
+// stands still. Within it the sentry itself counts processes, see processLimits.
+func limits(res sandbox.Resources) cgroup.Limits {
+	return cgroup.Limits{CPUs: res.CPUs, Memory: res.Memory + sentryOverhead, Tasks: min(32*res.Pids+1024, 1<<20)}
+}
+
 // nobody is the host user as whom sentries run.
 const nobody = 65534
 
 // sentry is the processes of one sandbox and what they are made of.
 type sentry struct {
-	dir    string   // of the sandbox
-	group  *group   //
-	proc   *process // the sentry itself
-	gofer  *process // nil when all files come from images
-	panics *os.File // receives the sentry's last words; nil for an adopted one
+	dir    string // of the sandbox
+	group  *cgroup.Group
+	proc   *process.Process // the sentry itself
+	gofer  *process.Process // nil when all files come from images
+	panics *os.File         // receives the sentry's last words; nil for an adopted one
 }
 
 // boot starts a sentry of a shape in dir, inside the control group, and returns
 // when it waits for its orders (start or restore) on the control socket. mounts
 // are those that the user wants. A failed boot leaves no process and no group.
 func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, mounts []sandbox.Mount) (*sentry, error) {
-	s := &sentry{dir: dir, group: r.groups.group(groupName)}
+	s := &sentry{dir: dir, group: r.groups.Group(groupName)}
 	g, res := s.group, want.res
 	l := plan(r.files(want), mounts, res, dir)
 	b, err := json.Marshal(l.spec)
@@ -59,13 +74,13 @@ func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, m
 		return nil, err
 	}
 	defer sync.Close()
-	if err := g.create(); err != nil {
+	if err := g.Create(); err != nil {
 		return nil, fmt.Errorf("make control group: %w", err)
 	}
-	if err := g.limit(res); err != nil {
+	if err := g.Limit(limits(res)); err != nil {
 		return nil, fmt.Errorf("limit control group: %w", err)
 	}
-	err = g.run(func(cgroupFD int) error {
+	err = g.Run(func(cgroupFD int) error {
 		if l.needsGofer() {
 			if err := r.startGofer(s, &gd, l, cgroupFD); err != nil {
 				return fmt.Errorf("start gofer: %w", err)
@@ -149,7 +164,8 @@ func (s *sentry) prepare(d, gd *donation, l layout) (sync *os.File, err error) {
 // startSentry starts the process. It runs in the thread that group.run prepared.
 func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Resources, cgroupFD int) error {
 	var host unix.Sysinfo_t
-	if err := unix.Sysinfo(&host); err != nil {
+	err := unix.Sysinfo(&host)
+	if err != nil {
 		return err
 	}
 	cmd := exec.Command(r.cfg.Executable)
@@ -176,7 +192,8 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 	if cgroupFD >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, cgroupFD
 	}
-	return s.start(cmd, &s.proc)
+	s.proc, err = process.Start(cmd)
+	return err
 }
 
 // prepareGofer opens what the gofer gets besides the sockets of its mounts.
@@ -217,7 +234,9 @@ func (r *Runtime) startGofer(s *sentry, d *donation, l layout, cgroupFD int) err
 	if cgroupFD >= 0 {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, cgroupFD
 	}
-	return s.start(cmd, &s.gofer)
+	var err error
+	s.gofer, err = process.Start(cmd)
+	return err
 }
 
 // flags are gVisor's own, the same for sentry and gofer.
@@ -231,22 +250,6 @@ func (r *Runtime) flags(dir string) []string {
 		flags = append(flags, "--debug=true", "--debug-log="+r.cfg.Debug+"/")
 	}
 	return flags
-}
-
-// start starts cmd and takes hold of it.
-func (s *sentry) start(cmd *exec.Cmd, to **process) error {
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	p := &process{PID: cmd.Process.Pid}
-	_ = cmd.Process.Release() // waited for through its pidfd
-	if err := p.open(); err != nil {
-		_ = unix.Kill(p.PID, unix.SIGKILL)
-		_, _ = unix.Wait4(p.PID, nil, 0, nil)
-		return err
-	}
-	*to = p
-	return nil
 }
 
 // awaitBoot waits for the byte that says that the sentry is ready.
@@ -280,24 +283,24 @@ func (s *sentry) lastWords() error {
 // end kills the processes, waits until they are gone and removes their group.
 func (s *sentry) end() error {
 	var errs []error
-	for _, p := range []*process{s.proc, s.gofer} {
+	for _, p := range []*process.Process{s.proc, s.gofer} {
 		if p == nil {
 			continue
 		}
-		if err := p.kill(); err != nil {
+		if err := p.Kill(); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if err := p.wait(context.Background()); err != nil && !errors.Is(err, os.ErrClosed) {
+		if err := p.Wait(context.Background()); err != nil && !errors.Is(err, os.ErrClosed) {
 			errs = append(errs, err)
 		}
-		p.pidfd.Close()
+		p.Close()
 	}
 	if s.panics != nil {
 		s.panics.Close()
 	}
 	_ = os.Remove(filepath.Join(s.dir, overlayName)) // a lost sandbox needs no disk
-	return errors.Join(append(errs, s.group.remove())...)
+	return errors.Join(append(errs, s.group.Remove())...)
 }
 
 // begin gives the sentry its network and starts the guest.

@@ -1,10 +1,13 @@
-package gvisor
+// Package process holds processes that outlive whoever started them, so that they
+// can be found again, waited for and ended without ever meeting a stranger.
+package process
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"time"
@@ -12,16 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// process is a sentry or gofer, ours or one that an earlier process started.
-type process struct {
+// Process is one process, our child or one that an earlier process started. Its
+// exported fields can be written down and opened again later.
+type Process struct {
 	PID   int    `json:"pid"`
 	Start uint64 `json:"start"` // clock ticks since boot: tells a process from a later one with its number
 
-	pidfd *os.File // readable once the process is dead; nil until open
+	pidfd *os.File // readable once the process is dead; nil until Open
 }
 
-// open takes hold of the process, or fails with ESRCH when it is gone.
-func (p *process) open() error {
+// Open takes hold of the process, or fails with ESRCH when it is gone.
+func (p *Process) Open() error {
 	fd, err := unix.PidfdOpen(p.PID, unix.O_NONBLOCK)
 	if err != nil {
 		return err
@@ -39,9 +43,9 @@ func (p *process) open() error {
 	return nil
 }
 
-// wait returns when the process is dead, and reaps it if it is our child. It
+// Wait returns when the process is dead, and reaps it if it is our child. It
 // fails when ctx ends first or the process is let go.
-func (p *process) wait(ctx context.Context) error {
+func (p *Process) Wait(ctx context.Context) error {
 	conn, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err
@@ -66,8 +70,8 @@ func (p *process) wait(ctx context.Context) error {
 	return errors.Join(err, reaped)
 }
 
-// kill ends the process at once. A dead one is no error.
-func (p *process) kill() error {
+// Kill ends the process at once. A dead one is no error.
+func (p *Process) Kill() error {
 	conn, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return err
@@ -82,6 +86,25 @@ func (p *process) kill() error {
 	}
 	return err
 }
+
+// Start takes hold of a command that was not started yet, and starts it. Its end
+// must be awaited by Wait, not by the command.
+func Start(cmd *exec.Cmd) (*Process, error) {
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &Process{PID: cmd.Process.Pid}
+	_ = cmd.Process.Release() // waited for through its pidfd
+	if err := p.Open(); err != nil {
+		_ = unix.Kill(p.PID, unix.SIGKILL)
+		_, _ = unix.Wait4(p.PID, nil, 0, nil)
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close lets the process go without ending it.
+func (p *Process) Close() error { return p.pidfd.Close() }
 
 // startTime reads when a process began, in clock ticks since boot.
 func startTime(pid int) (uint64, error) {
@@ -98,9 +121,9 @@ func startTime(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// ending reports whether the process is dead or about to be: the kernel takes a
-// while to give back the memory of a killed sentry, whose sockets are shut already.
-func (p *process) ending() bool {
+// Ending reports whether the process is dead or about to be: the kernel takes a
+// while to give back the much memory of a killed process, whose sockets are shut already.
+func (p *Process) Ending() bool {
 	const exiting = 0x4 // PF_EXITING
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
 	if err != nil {
@@ -114,8 +137,8 @@ func (p *process) ending() bool {
 	return fields[0] == "Z" || flags&exiting != 0 || fields[19] != strconv.FormatUint(p.Start, 10)
 }
 
-// dead reports whether the process has ended.
-func (p *process) dead() bool {
+// Dead reports whether the process has ended.
+func (p *Process) Dead() bool {
 	conn, err := p.pidfd.SyscallConn()
 	if err != nil {
 		return true

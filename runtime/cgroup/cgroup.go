@@ -1,4 +1,8 @@
-package gvisor
+// Package cgroup bounds, measures and ends the processes of a sandbox by the
+// kernel's control groups, of version 1 or 2.
+//
+// All groups of one runtime lie below one parent, named by a prefix of its own.
+package cgroup
 
 import (
 	"bufio"
@@ -18,64 +22,68 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-const cgroupRoot = "/sys/fs/cgroup"
+const root = "/sys/fs/cgroup"
 
 // controllers are those that bound a sandbox. In version 1 each is a tree of its own.
 var controllers = []string{"cpu", "cpuacct", "memory", "pids"}
 
-// sentryOverhead is what a sandbox may use beyond its own memory, in bytes: the
-// sentry's heap, page tables and the guest agent's image.
-const sentryOverhead = 48 << 20
-
-// groupWeight is how much more processor time the group of all sandboxes gets than
+// parentWeight is how much more processor time the group of all sandboxes gets than
 // a neighbour when both want it. To its neighbours, single processes among them,
 // it is one group however many sandboxes are in it.
-const groupWeight = 16
+const parentWeight = 16
 
-// groups is the parent of all control groups of one runtime.
-type groups struct {
+// Parent holds all control groups of one runtime.
+type Parent struct {
 	prefix string
 	v2     bool
 	home   []string // version 1: the directories of the groups in which this process is
 }
 
-// group is the control group of one sandbox.
-type group struct {
-	parent *groups
+// Group is the control group of one sandbox. It may not exist yet, or any more.
+type Group struct {
+	parent *Parent
 	name   string
 }
 
-// openGroups makes the parent group.
-func openGroups(prefix string) (*groups, error) {
-	const op = "gvisor.New"
-	g := &groups{prefix: prefix}
+// Limits bounds what a group's processes take together. Zero CPUs is no limit.
+type Limits struct {
+	CPUs   float64 // cores
+	Memory int64   // bytes, page cache included
+	Tasks  int     // processes and threads
+}
+
+// Open makes the parent group. It fails with Denied where the control groups
+// cannot be written.
+func Open(prefix string) (*Parent, error) {
+	const op = "cgroup.Open"
+	g := &Parent{prefix: prefix}
 	var st unix.Statfs_t
-	if err := unix.Statfs(cgroupRoot, &st); err != nil {
-		return nil, sandbox.E(op, sandbox.Denied, cgroupRoot, err).WithHint("mount the cgroup file system")
+	if err := unix.Statfs(root, &st); err != nil {
+		return nil, sandbox.E(op, sandbox.Denied, root, err).WithHint("mount the cgroup file system")
 	}
 	g.v2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	for _, dir := range g.dirs("") {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return nil, sandbox.E(op, sandbox.Denied, dir, err).
-				WithHint("gVisor needs a writable cgroup tree with the cpu, memory and pids controllers")
+				WithHint("sandboxes need a writable cgroup tree with the cpu, memory and pids controllers")
 		}
 	}
 	if !g.v2 {
-		if err := os.WriteFile(g.group("").file("cpu", "cpu.shares"), []byte(strconv.Itoa(1024*groupWeight)), 0o644); err != nil {
+		if err := os.WriteFile(g.Group("").file("cpu", "cpu.shares"), []byte(strconv.Itoa(1024*parentWeight)), 0o644); err != nil {
 			return nil, sandbox.E(op, sandbox.Denied, prefix, err)
 		}
 		var err error
 		g.home, err = homeGroups()
 		return g, err
 	}
-	for _, dir := range []string{cgroupRoot, filepath.Join(cgroupRoot, prefix)} {
+	for _, dir := range []string{root, filepath.Join(root, prefix)} {
 		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+cpu +memory +pids"), 0o644)
 		if err != nil {
 			return nil, sandbox.E(op, sandbox.Denied, dir, err).
 				WithHint("the cpu, memory and pids controllers must be available to child groups")
 		}
 	}
-	if err := os.WriteFile(g.group("").file("cpu", "cpu.weight"), []byte(strconv.Itoa(100*groupWeight)), 0o644); err != nil {
+	if err := os.WriteFile(g.Group("").file("cpu", "cpu.weight"), []byte(strconv.Itoa(100*parentWeight)), 0o644); err != nil {
 		return nil, sandbox.E(op, sandbox.Denied, prefix, err)
 	}
 	return g, nil
@@ -95,7 +103,7 @@ func homeGroups() ([]string, error) {
 		}
 		for _, c := range strings.Split(parts[1], ",") {
 			if slices.Contains(controllers, c) {
-				dirs = append(dirs, filepath.Join(cgroupRoot, c, parts[2]))
+				dirs = append(dirs, filepath.Join(root, c, parts[2]))
 			}
 		}
 	}
@@ -103,19 +111,19 @@ func homeGroups() ([]string, error) {
 }
 
 // dirs returns the directories of a group: one in version 2, one a controller in version 1.
-func (g *groups) dirs(name string) []string {
+func (g *Parent) dirs(name string) []string {
 	if g.v2 {
-		return []string{filepath.Join(cgroupRoot, g.prefix, name)}
+		return []string{filepath.Join(root, g.prefix, name)}
 	}
 	dirs := make([]string, len(controllers))
 	for i, c := range controllers {
-		dirs[i] = filepath.Join(cgroupRoot, c, g.prefix, name)
+		dirs[i] = filepath.Join(root, c, g.prefix, name)
 	}
 	return dirs
 }
 
-// list returns the names of all groups that exist.
-func (g *groups) list() []string {
+// List returns the names of all groups that exist.
+func (g *Parent) List() []string {
 	seen := make(map[string]bool)
 	var names []string
 	for _, dir := range g.dirs("") {
@@ -130,18 +138,22 @@ func (g *groups) list() []string {
 	return names
 }
 
-func (g *groups) group(name string) *group { return &group{parent: g, name: name} }
+// Group is the group of this name, whether it exists or not.
+func (g *Parent) Group(name string) *Group { return &Group{parent: g, name: name} }
+
+// Name is the group's name below its parent.
+func (c *Group) Name() string { return c.name }
 
 // file is the path of a control file; controller is looked at in version 1 only.
-func (c *group) file(controller, name string) string {
+func (c *Group) file(controller, name string) string {
 	if c.parent.v2 {
-		return filepath.Join(cgroupRoot, c.parent.prefix, c.name, name)
+		return filepath.Join(root, c.parent.prefix, c.name, name)
 	}
-	return filepath.Join(cgroupRoot, controller, c.parent.prefix, c.name, name)
+	return filepath.Join(root, controller, c.parent.prefix, c.name, name)
 }
 
-// create makes the group.
-func (c *group) create() error {
+// Create makes the group.
+func (c *Group) Create() error {
 	for _, dir := range c.parent.dirs(c.name) {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -150,23 +162,19 @@ func (c *group) create() error {
 	return nil
 }
 
-// limit sets the bounds. The group holds the sentry, its stubs and the gofer, so
-// the number of host processes is bounded more widely than res.Pids says; within
-// that, the sentry itself counts processes, see processLimits.
-func (c *group) limit(res sandbox.Resources) error {
+// Limit sets the bounds.
+func (c *Group) Limit(l Limits) error {
 	const period = 100_000 // µs
-	settings := [][3]string{{"pids", "pids.max", strconv.Itoa(hostTasks(res.Pids))}}
-	memory := strconv.FormatInt(res.Memory+sentryOverhead, 10)
+	settings := [][3]string{{"pids", "pids.max", strconv.Itoa(l.Tasks)}}
+	memory, quota := strconv.FormatInt(l.Memory, 10), int64(math.Ceil(l.CPUs*period))
 	if c.parent.v2 {
 		settings = append(settings, [3]string{"memory", "memory.max", memory})
-		if res.CPUs > 0 {
-			quota := int64(math.Ceil(res.CPUs * period))
+		if quota > 0 {
 			settings = append(settings, [3]string{"cpu", "cpu.max", fmt.Sprintf("%d %d", quota, period)})
 		}
 	} else {
 		settings = append(settings, [3]string{"memory", "memory.limit_in_bytes", memory})
-		if res.CPUs > 0 {
-			quota := int64(math.Ceil(res.CPUs * period))
+		if quota > 0 {
 			settings = append(settings, [3]string{"cpu", "cpu.cfs_quota_us", strconv.FormatInt(quota, 10)})
 		}
 	}
@@ -178,16 +186,10 @@ func (c *group) limit(res sandbox.Resources) error {
 	return nil
 }
 
-// hostTasks bounds the host's tasks of a sandbox: systrap keeps one stub process
-// for every address space with several stub threads, and the sentry has threads
-// of its own. A sentry that reaches this bound stands still, so it is far above
-// what the processes that the sentry allows can need.
-func hostTasks(pids int) int { return min(32*pids+1024, 1<<20) }
-
-// run calls start in a thread that lies in the group, so that the process that
+// Run calls start in a thread that lies in the group, so that the process that
 // it starts is born there. fd is the group's directory in version 2, where
 // processes are born in a group by clone itself, and -1 in version 1.
-func (c *group) run(start func(fd int) error) error {
+func (c *Group) Run(start func(fd int) error) error {
 	if c.parent.v2 {
 		f, err := os.Open(c.parent.dirs(c.name)[0])
 		if err != nil {
@@ -225,15 +227,15 @@ func moveThread(dirs []string) error {
 }
 
 // killAll ends every process of the group and waits until they are gone.
-func (c *group) killAll() error {
+func (c *Group) killAll() error {
 	for range 500 {
-		pids, err := c.pids()
+		pids, err := c.Pids()
 		if err != nil || len(pids) == 0 {
 			return err
 		}
 		for _, pid := range pids {
 			if pid == os.Getpid() {
-				continue // a thread on its way back, see run
+				continue // a thread on its way back, see Run
 			}
 			_ = unix.Kill(pid, unix.SIGKILL)
 			_, _ = unix.Wait4(pid, nil, unix.WNOHANG, nil)
@@ -243,8 +245,8 @@ func (c *group) killAll() error {
 	return fmt.Errorf("processes of control group %s do not end", c.name)
 }
 
-// pids lists the group's processes; none when the group does not exist.
-func (c *group) pids() ([]int, error) {
+// Pids lists the group's processes; none when the group does not exist.
+func (c *Group) Pids() ([]int, error) {
 	f, err := os.Open(c.file("pids", "cgroup.procs"))
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) { // ENODEV: it is just being removed
 		return nil, nil
@@ -262,15 +264,15 @@ func (c *group) pids() ([]int, error) {
 	return pids, nil
 }
 
-// close removes the parent if no sandbox is left in it.
-func (g *groups) close() {
+// Close removes the parent if no sandbox is left in it.
+func (g *Parent) Close() {
 	for _, dir := range g.dirs("") {
 		_ = os.Remove(dir) // fails while groups are in it
 	}
 }
 
-// remove ends what is left in the group and removes it.
-func (c *group) remove() error {
+// Remove ends what is left in the group and removes it.
+func (c *Group) Remove() error {
 	if err := c.killAll(); err != nil {
 		return err
 	}
@@ -292,16 +294,16 @@ func (c *group) remove() error {
 	return nil
 }
 
-// outOfMemory reports how often the kernel killed a process of the group for want of memory.
-func (c *group) outOfMemory() int64 {
+// OutOfMemory reports how often the kernel killed a process of the group for want of memory.
+func (c *Group) OutOfMemory() int64 {
 	if c.parent.v2 {
 		return readKey(c.file("memory", "memory.events"), "oom_kill")
 	}
 	return readKey(c.file("memory", "memory.oom_control"), "oom_kill")
 }
 
-// memory is the resident size in bytes, without file pages that can be dropped.
-func (c *group) memory() int64 {
+// Memory is the resident size in bytes, without file pages that can be dropped.
+func (c *Group) Memory() int64 {
 	usage, stat, inactive := "memory.usage_in_bytes", "memory.stat", "total_inactive_file"
 	if c.parent.v2 {
 		usage, inactive = "memory.current", "inactive_file"
@@ -309,8 +311,8 @@ func (c *group) memory() int64 {
 	return max(0, readInt(c.file("memory", usage))-readKey(c.file("memory", stat), inactive))
 }
 
-// cpu is the time consumed so far.
-func (c *group) cpu() time.Duration {
+// CPU is the time consumed so far.
+func (c *Group) CPU() time.Duration {
 	if c.parent.v2 {
 		return time.Duration(readKey(c.file("cpu", "cpu.stat"), "usage_usec")) * time.Microsecond
 	}
