@@ -31,8 +31,8 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	b.mu.Unlock()
 	st := sandbox.Stats{
 		Time:        time.Now(),
-		CPU:         s.group.cpu(),
-		Memory:      s.group.memory(),
+		CPU:         s.group.CPU(),
+		Memory:      s.group.Memory(),
 		MemoryLimit: res.Memory,
 		Disk:        s.overlaySize(),
 		DiskLimit:   res.Disk,
