@@ -3,7 +3,7 @@
 //
 // Usage:
 //
-//	atoll-guest [-listen ADDRESS] [-machine] [-v]
+//	atoll-guest [-listen ADDRESS] [-machine] [-groups FD,FD] [-v]
 //	atoll-guest -version
 //
 // It runs as a child of anything or as PID 1. SIGTERM and SIGINT end it with
@@ -35,6 +35,7 @@ import (
 func main() {
 	listen := flag.String("listen", "tcp:49983", "where to listen: tcp:[HOST:]PORT, unix:PATH or fd:NUMBER (a listening socket)")
 	machine := flag.Bool("machine", false, "be the first process of a machine: mount /proc and the like, set the clock, switch off at the end")
+	groups := flag.String("groups", "", "descriptors, separated by commas, of control group files (tasks or cgroup.threads) that the processes join and the agent does not")
 	verbose := flag.Bool("v", false, "log more")
 	version := flag.Bool("version", false, "print the version of the protocol and exit")
 	flag.Parse()
@@ -47,7 +48,7 @@ func main() {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	err := run(*listen, *machine, log)
+	err := run(*listen, *groups, *machine, log)
 	if err != nil {
 		log.Error("atoll-guest", "error", err)
 	}
@@ -63,7 +64,11 @@ func main() {
 // reopenLimit bounds how often in a row a listener that fails is opened again.
 const reopenLimit = 20
 
-func run(address string, machine bool, log *slog.Logger) error {
+func run(address, groups string, machine bool, log *slog.Logger) error {
+	joined, err := inherited(groups)
+	if err != nil {
+		return err
+	}
 	if machine {
 		if err := mountAll(); err != nil {
 			return err
@@ -75,7 +80,7 @@ func run(address string, machine bool, log *slog.Logger) error {
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
 	reserveThreads()
-	s := server.New(server.Config{Log: log, PID1: os.Getpid() == 1, Machine: machine})
+	s := server.New(server.Config{Log: log, PID1: os.Getpid() == 1, Machine: machine, Groups: joined})
 	l, err := open(address)
 	if err != nil {
 		return err
@@ -92,6 +97,22 @@ func run(address string, machine bool, log *slog.Logger) error {
 		s.Terminate(5 * time.Second)
 	}
 	return nil
+}
+
+// inherited takes over descriptors that we were started with.
+func inherited(list string) (files []*os.File, err error) {
+	if list == "" {
+		return nil, nil
+	}
+	for number := range strings.SplitSeq(list, ",") {
+		fd, err := strconv.ParseUint(number, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("-groups %q: not a number", number)
+		}
+		unix.CloseOnExec(int(fd))
+		files = append(files, os.NewFile(uintptr(fd), "group "+number))
+	}
+	return files, nil
 }
 
 // serve answers for ever. A restore may leave a listener that no longer

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"os"
 	"os/signal"
 	"strconv"
@@ -24,6 +25,7 @@ const (
 type reaper struct {
 	mu       sync.Mutex // held over fork and over wait, so that a child is known before it is collected
 	children map[int]*child
+	outside  *forker  // starts processes in their own control group; nil: they share the agent's
 	oom      *os.File // /proc/self/oom_score_adj; nil where there is none
 	oomOwn   int      // the agent's score
 	oomChild int      // its children's
@@ -36,9 +38,13 @@ type child struct {
 	status syscall.WaitStatus // valid once done is closed
 }
 
-// newReaper takes over the process's children. There must be one at most.
-func newReaper() *reaper {
+// newReaper takes over the process's children. There must be one at most. The
+// groups are those of Config.
+func newReaper(groups []*os.File) *reaper {
 	r := &reaper{children: map[int]*child{}}
+	if len(groups) > 0 {
+		r.outside = newForker(groups)
+	}
 	r.protect()
 	// One slot is enough: a signal that finds it full is about to be handled.
 	signals := make(chan os.Signal, 1)
@@ -106,7 +112,16 @@ func (r *reaper) spawn(path string, argv []string, attr *syscall.ProcAttr) (*chi
 		r.setOOM(r.oomChild)
 		defer r.setOOM(r.oomOwn)
 	}
-	pid, err := syscall.ForkExec(path, argv, attr)
+	fork := syscall.ForkExec
+	if r.outside != nil {
+		fork = r.outside.fork
+	}
+	pid, err := fork(path, argv, attr)
+	if errors.Is(err, syscall.EAGAIN) && r.outside != nil {
+		// Their group is full. Whoever wants to see to that needs a process: it
+		// gets one of those that are reserved for us.
+		pid, err = syscall.ForkExec(path, argv, attr)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,10 @@ type Config struct {
 	Log     *slog.Logger // gets what goes wrong inside the agent; not nil
 	PID1    bool         // the host name is the sandbox's own: /init may change it
 	Machine bool         // the kernel is the sandbox's own: /init may set the clock
+	// Groups are open files of control groups ("tasks" in version 1,
+	// "cgroup.threads" in version 2) that all processes join which the agent
+	// starts, and the agent does not; none: they stay in its own.
+	Groups []*os.File
 }
 
 // New makes a Server.
@@ -82,7 +86,7 @@ func New(cfg Config) *Server {
 	return &Server{
 		Config:    cfg,
 		settings:  settings{env: map[string]string{}},
-		reaper:    newReaper(),
+		reaper:    newReaper(cfg.Groups),
 		processes: processTab{all: map[int]*process{}},
 		watchers:  watcherTab{all: map[string]*pollWatcher{}},
 		logs:      newLogRing(),

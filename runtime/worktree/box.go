@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -189,7 +190,20 @@ func (b *box) boot(ctx context.Context) error {
 	j := b.jail(true)
 	j.Binds = append(j.Binds, bind{Source: b.r.guest, Target: guestPath, ReadOnly: true})
 	j.Command = []string{guestPath, "-listen", "fd:" + strconv.Itoa(fdExtra)}
-	j.extra, j.stderr = listener, log
+	j.extra, j.stderr = []*os.File{listener}, log
+	if b.r.cgroups != nil {
+		groups, err := b.r.cgroups.openProcesses(b.id)
+		if err != nil {
+			return err
+		}
+		var fds []string
+		for _, f := range groups {
+			defer f.Close()
+			fds = append(fds, strconv.Itoa(fdExtra+len(j.extra)))
+			j.extra = append(j.extra, f)
+		}
+		j.Command = append(j.Command, "-groups", strings.Join(fds, ","))
+	}
 	cmd, err := j.start(ctx)
 	if err != nil {
 		return err

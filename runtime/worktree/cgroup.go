@@ -24,7 +24,9 @@ const cgroupRoot = "/sys/fs/cgroup"
 var v1Controllers = []string{"cpu", "cpuacct", "memory", "pids", "freezer"}
 
 // cgroups is the place of one runtime's groups. All of a sandbox's groups lie at
-// <hierarchy>/<prefix>/<id>.
+// <hierarchy>/<prefix>/<id>. In the hierarchies that share out processes and CPU
+// time, what the agent starts is in a group of its own below that, so that
+// neither runs out for the agent however many processes there are.
 type cgroups struct {
 	prefix string
 	v2     bool
@@ -99,6 +101,73 @@ func (c *cgroups) path(id, controller, file string) string {
 	return filepath.Join(cgroupRoot, controller, c.prefix, id, file)
 }
 
+const (
+	// processesName is the group of what the agent starts, below a sandbox's.
+	processesName = "processes"
+	// reserve is how many processes and threads the sandbox's group may have
+	// beyond the limit of processes: the agent's own threads, and commands that
+	// are started while the limit is reached.
+	reserve = 64
+)
+
+// splitControllers are those whose hierarchies have the group of processes.
+var splitControllers = []string{"pids", "cpu"}
+
+// processesDirs are the groups of what a sandbox's agent starts.
+func (c *cgroups) processesDirs(id string) []string {
+	if c.v2 {
+		return []string{c.path(id, "", processesName)}
+	}
+	var dirs []string
+	for _, controller := range splitControllers {
+		dirs = append(dirs, c.path(id, controller, processesName))
+	}
+	return dirs
+}
+
+// split makes the groups of processes. In version 2 they are "threaded", for
+// only such groups can hold a thread of the agent: the one that starts processes.
+func (c *cgroups) split(id string, pids int) error {
+	for _, dir := range c.processesDirs(id) {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	if c.v2 {
+		for _, controller := range splitControllers {
+			if err := os.WriteFile(c.path(id, "", "cgroup.subtree_control"), []byte("+"+controller), 0); err != nil {
+				return err
+			}
+		}
+		if err := os.WriteFile(c.path(id, "", processesName+"/cgroup.type"), []byte("threaded"), 0); err != nil {
+			return err
+		}
+	}
+	// The agent counts as one, by its thread in the group.
+	return os.WriteFile(c.path(id, "pids", processesName+"/pids.max"), []byte(strconv.Itoa(pids)), 0)
+}
+
+// openProcesses opens the files by which a thread of the agent joins the groups
+// of processes. The kernel asks who opened them, not who writes.
+func (c *cgroups) openProcesses(id string) ([]*os.File, error) {
+	name := "tasks"
+	if c.v2 {
+		name = "cgroup.threads"
+	}
+	var files []*os.File
+	for _, dir := range c.processesDirs(id) {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, err
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
 // cpuPeriod is the time over which a CPU quota is given, in microseconds.
 const cpuPeriod = 100_000
 
@@ -117,7 +186,7 @@ func (c *cgroups) create(id string, res sandbox.Resources) error {
 		value1, value2     string
 		optional           bool
 	}
-	pids := strconv.Itoa(res.Pids)
+	pids := strconv.Itoa(res.Pids + reserve)
 	settings := []setting{{"pids", "pids.max", "pids.max", pids, pids, false}}
 	if res.Memory > 0 {
 		limit := strconv.FormatInt(res.Memory, 10)
@@ -141,7 +210,7 @@ func (c *cgroups) create(id string, res sandbox.Resources) error {
 			return err
 		}
 	}
-	return nil
+	return c.split(id, res.Pids)
 }
 
 // add puts a process, and all that it will start, into the groups.
@@ -197,7 +266,7 @@ func (c *cgroups) usage(id string) (s sandbox.Stats) {
 		s.Memory = c.number(id, "memory", "memory.usage_in_bytes") - c.field(id, "memory", "memory.stat", "total_inactive_file")
 	}
 	s.Memory = max(s.Memory, 0)
-	s.Pids = int(c.number(id, "pids", "pids.current"))
+	s.Pids = int(c.number(id, "pids", processesName+"/pids.current"))
 	return s
 }
 
@@ -238,7 +307,7 @@ func (c *cgroups) field(id, controller, file, name string) int64 {
 // kill ends every process of a sandbox, also of one that is frozen.
 func (c *cgroups) kill(id string) {
 	for range 1000 { // bounds the race with a fork bomb; its PIDs are limited
-		text, _ := os.ReadFile(c.path(id, "pids", "cgroup.procs"))
+		text, _ := os.ReadFile(c.path(id, "freezer", "cgroup.procs")) // nothing there is split
 		pids := strings.Fields(string(text))
 		if len(pids) == 0 {
 			return
@@ -261,8 +330,11 @@ func (c *cgroups) kill(id string) {
 // remove removes the groups of a sandbox whose processes were killed. The
 // kernel takes a moment to let go of them.
 func (c *cgroups) remove(id string) error {
+	groups := c.processesDirs(id)
 	for _, dir := range c.hierarchies() {
-		group := filepath.Join(dir, c.prefix, id)
+		groups = append(groups, filepath.Join(dir, c.prefix, id))
+	}
+	for _, group := range groups {
 		for i := 0; ; i++ {
 			err := os.Remove(group)
 			if err == nil || errors.Is(err, os.ErrNotExist) {

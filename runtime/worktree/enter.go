@@ -26,7 +26,7 @@ func IsReexec() bool { return os.Args[0] == argJail }
 const (
 	fdPlan   = 3 // a pipe with the plan as JSON
 	fdResult = 4 // a pipe for what went wrong; closed without a word by success
-	fdExtra  = 5 // for the command, if anything
+	fdExtra  = 5 // the first of those for the command, if any
 )
 
 // plan is what a jail looks like and what runs in it. Paths of sources are the

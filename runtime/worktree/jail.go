@@ -25,7 +25,7 @@ type jail struct {
 	network  sandbox.NetworkMode // NetworkNone has a network of its own with loopback only
 	netns    string              // path of the namespace to join, for NetworkSandbox
 	cgroup   func(pid int) error // puts the process into its control groups; nil: none
-	extra    *os.File            // passed on as fdExtra; may be nil
+	extra    []*os.File          // passed on as fdExtra and those after it
 	stdin    io.Reader           // nil: nothing
 	stdout   io.Writer           // nil: discarded
 	stderr   io.Writer           // nil: discarded
@@ -123,16 +123,13 @@ func (j *jail) command(plan, result *os.File) *exec.Cmd {
 	cmd := &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{argJail}, Env: []string{}, Dir: "/",
 		Stdin: j.stdin, Stdout: j.stdout, Stderr: j.stderr,
-		ExtraFiles: []*os.File{plan, result},
+		ExtraFiles: append([]*os.File{plan, result}, j.extra...),
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags:  flags,
 			UidMappings: []syscall.SysProcIDMap{{HostID: j.uid, Size: 1}},
 			GidMappings: []syscall.SysProcIDMap{{HostID: j.gid, Size: 1}},
 			Setsid:      true, // a signal to our terminal is not for sandboxes
 		},
-	}
-	if j.extra != nil {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, j.extra)
 	}
 	if j.uid != os.Getuid() {
 		// Then we are not the sandbox's root right after the start and would lose
