@@ -216,7 +216,7 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	} else {
 		var m Snapshot
 		if m, err = n.GetSnapshot(ctx, snap); err == nil {
-			err = n.verify(snap)
+			err = n.cfg.Snapshots.Verify(snap) // a machine with a flipped bit runs, and does wrong
 		}
 		if err == nil {
 			oldToken = m.Source.GuestToken

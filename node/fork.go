@@ -106,6 +106,9 @@ func (n *Node) GetSnapshot(_ context.Context, ref string) (Snapshot, error) {
 	}
 	switch len(found) {
 	case 0:
+		if _, err := n.cfg.Snapshots.Get(ref); sandbox.Is(err, sandbox.Invalid) {
+			return Snapshot{}, err // it is there, damaged
+		}
 		return Snapshot{}, sandbox.Errorf(op, sandbox.NotFound, ref, "no such snapshot").WithHint("see `atoll snapshot ls`")
 	case 1:
 		return fromManifest(found[0])
@@ -132,27 +135,18 @@ func (n *Node) Snapshots(_ context.Context, ref string) ([]Snapshot, error) {
 // RemoveSnapshot deletes a snapshot that nothing needs any more.
 func (n *Node) RemoveSnapshot(ctx context.Context, ref string) error {
 	const op = "node.RemoveSnapshot"
-	s, err := n.GetSnapshot(ctx, ref)
-	if err != nil {
-		return err
+	id := ref // of one that is damaged no more is known
+	if _, err := n.cfg.Snapshots.Get(ref); !sandbox.Is(err, sandbox.Invalid) {
+		s, err := n.GetSnapshot(ctx, ref)
+		if err != nil {
+			return err
+		}
+		id = s.ID
 	}
-	if user := n.neededBy(s.ID); user != "" {
+	if user := n.neededBy(id); user != "" {
 		return sandbox.Errorf(op, sandbox.Conflict, ref, "%s needs it", user)
 	}
-	return n.dropSnapshot(s.ID)
-}
-
-// verify compares a snapshot with its digests before the first restore from it
-// by this process: a machine with a flipped bit runs, and does wrong.
-func (n *Node) verify(id string) error {
-	if _, done := n.verified.Load(id); done {
-		return nil
-	}
-	if err := n.cfg.Snapshots.Verify(id); err != nil {
-		return err
-	}
-	n.verified.Store(id, struct{}{})
-	return nil
+	return n.dropSnapshot(id)
 }
 
 // neededBy names what would break without the snapshot; empty if nothing would.
@@ -176,7 +170,6 @@ func (n *Node) neededBy(id string) string {
 
 // dropSnapshot deletes a snapshot; one that is gone already is no error.
 func (n *Node) dropSnapshot(id string) error {
-	n.verified.Delete(id)
 	if err := n.cfg.Snapshots.Remove(id); err != nil && !sandbox.Is(err, sandbox.NotFound) {
 		return err
 	}

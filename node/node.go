@@ -63,7 +63,6 @@ type Node struct {
 
 	base       sync.Mutex      // held while the base image is made
 	updating   sync.Mutex      // held while a template is updated
-	verified   sync.Map        // IDs of snapshots whose digests were found right
 	kick       chan struct{}   // asks the reconcile loop to look again; holds one
 	poolKick   chan struct{}   // asks the pool keeper to look again; holds one
 	background context.Context // ends when the node is closed

@@ -102,8 +102,17 @@ func TestDamageIsReportedAndNothingIsDeleted(t *testing.T) {
 			if err != nil || len(damaged) != 1 || len(s.List()) != 0 {
 				t.Fatalf("damaged %v, list %v, %v", damaged, s.List(), err)
 			}
+			if _, err := s.Get(m.ID); !sandbox.Is(err, sandbox.Invalid) || !strings.Contains(err.Error(), "snapshot "+m.ID+" is damaged: file m") {
+				t.Fatalf("Get says %v", err)
+			}
 			if _, err := os.Stat(filepath.Join(dir, m.ID)); err != nil {
 				t.Fatal("the damaged snapshot was deleted")
+			}
+			if err := s.Remove(m.ID); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Get(m.ID); !sandbox.Is(err, sandbox.NotFound) {
+				t.Fatalf("after its removal Get says %v", err)
 			}
 		})
 	}
@@ -115,8 +124,38 @@ func TestAFlippedBitIsFound(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(s.Dir(m.ID), "memory"), []byte("sTate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Verify(m.ID); !sandbox.Is(err, sandbox.Invalid) {
+	if err := s.Verify(m.ID); !sandbox.Is(err, sandbox.Invalid) || !strings.Contains(err.Error(), "snapshot "+m.ID+" is damaged: file memory") {
 		t.Fatalf("Verify says %v", err)
+	}
+}
+
+func TestDamageIsFoundAlsoAfterASnapshotWasFoundSound(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, hash := range []bool{true, false} {
+		d, err := s.Begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(d.Dir, "pages.img"), []byte("state"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m, err := d.Commit(Manifest{Created: time.Now()}, hash)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join(s.Dir(m.ID), "pages.img")
+		for range 2 {
+			if err := s.Verify(m.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		later := time.Now().Add(time.Second)
+		if err := errors.Join(os.WriteFile(file, []byte("sTate"), 0o600), os.Chtimes(file, later, later)); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Verify(m.ID); !sandbox.Is(err, sandbox.Invalid) {
+			t.Errorf("hashed %v: Verify says %v", hash, err)
+		}
 	}
 }
 

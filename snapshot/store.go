@@ -32,13 +32,16 @@ const (
 type Store struct {
 	dir string
 
-	mu  sync.RWMutex
-	all map[string]Manifest // by ID; what is on disk
+	mu      sync.RWMutex
+	all     map[string]Manifest // by ID; what is on disk
+	damaged map[string]error    // by ID; why what is on disk cannot be used
+	known   map[string][]stamp  // by ID; how the files looked when their content was right
 }
 
 // Open reads the store at dir, makes it if need be, and removes what an
-// interrupted write or removal left. Directories that hold no readable manifest
-// are left alone and returned as damaged, so that nothing is lost silently.
+// interrupted write or removal left. Snapshots that are damaged are left alone
+// and returned as such, so that nothing is lost silently; Get tells why each
+// cannot be used, and Remove removes it.
 func Open(dir string) (s *Store, damaged []error, err error) {
 	const op = "snapshot.Open"
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -48,7 +51,7 @@ func Open(dir string) (s *Store, damaged []error, err error) {
 	if err != nil {
 		return nil, nil, sandbox.E(op, sandbox.Internal, dir, err)
 	}
-	s = &Store{dir: dir, all: make(map[string]Manifest)}
+	s = &Store{dir: dir, all: make(map[string]Manifest), damaged: make(map[string]error), known: make(map[string][]stamp)}
 	for _, e := range entries {
 		name := e.Name()
 		if strings.HasPrefix(name, draftPrefix) || strings.HasPrefix(name, gonePrefix) {
@@ -59,6 +62,7 @@ func Open(dir string) (s *Store, damaged []error, err error) {
 		}
 		m, err := s.read(name)
 		if err != nil {
+			s.damaged[name] = err
 			damaged = append(damaged, err)
 			continue
 		}
@@ -73,7 +77,7 @@ func (s *Store) read(id string) (Manifest, error) {
 	const op = "snapshot.read"
 	f, err := os.Open(filepath.Join(s.dir, id, manifestName))
 	if err != nil {
-		return Manifest{}, sandbox.E(op, sandbox.Internal, id, err)
+		return Manifest{}, isDamaged(op, id, manifestName, err)
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
@@ -82,21 +86,13 @@ func (s *Store) read(id string) (Manifest, error) {
 	}
 	m, err := Decode(data)
 	if err != nil {
-		return Manifest{}, sandbox.E(op, sandbox.Invalid, id, err)
+		return Manifest{}, isDamaged(op, id, manifestName, err)
 	}
 	if m.ID != id {
-		return Manifest{}, sandbox.Errorf(op, sandbox.Invalid, id, "the manifest is of snapshot %q", m.ID)
+		return Manifest{}, isDamaged(op, id, manifestName, fmt.Errorf("it is of snapshot %q", m.ID))
 	}
-	for _, file := range m.Files {
-		info, err := os.Lstat(filepath.Join(s.dir, id, stateName, filepath.FromSlash(file.Name)))
-		if err != nil {
-			return Manifest{}, sandbox.E(op, sandbox.Invalid, id, err)
-		}
-		if info.Size() != file.Size {
-			return Manifest{}, sandbox.Errorf(op, sandbox.Invalid, id, "%s has %d bytes, its manifest says %d", file.Name, info.Size(), file.Size)
-		}
-	}
-	return m, nil
+	_, err = stamps(op, s.Dir(id), m)
+	return m, err
 }
 
 // Decode reads a manifest and checks that it makes sense: the format is known,
@@ -163,8 +159,13 @@ func (d *Draft) Commit(m Manifest, hash bool) (Manifest, error) {
 		_ = d.Abort() // the error that matters is err; Open sweeps what stays
 		return Manifest{}, sandbox.E(op, diskKind(err), d.id, err)
 	}
+	now, err := stamps(op, d.store.Dir(m.ID), m)
+	if err != nil {
+		return Manifest{}, err
+	}
 	d.store.mu.Lock()
 	d.store.all[m.ID] = m
+	d.store.known[m.ID] = now
 	d.store.mu.Unlock()
 	return m, nil
 }
@@ -188,11 +189,15 @@ func (d *Draft) publish(m Manifest) error {
 	return syncDir(d.store.dir)
 }
 
-// Get returns a snapshot's manifest.
+// Get returns a snapshot's manifest. It fails with NotFound, or Invalid when the
+// snapshot is damaged.
 func (s *Store) Get(id string) (Manifest, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	m, ok := s.all[id]
+	if err := s.damaged[id]; err != nil {
+		return Manifest{}, err
+	}
 	if !ok {
 		return Manifest{}, sandbox.Errorf("snapshot.Get", sandbox.NotFound, id, "no such snapshot")
 	}
@@ -218,7 +223,7 @@ func (s *Store) List() []Manifest {
 func (s *Store) Remove(id string) error {
 	const op = "snapshot.Remove"
 	s.mu.Lock()
-	if _, ok := s.all[id]; !ok {
+	if _, ok := s.all[id]; !ok && s.damaged[id] == nil {
 		s.mu.Unlock()
 		return sandbox.Errorf(op, sandbox.NotFound, id, "no such snapshot")
 	}
@@ -226,6 +231,8 @@ func (s *Store) Remove(id string) error {
 	err := os.Rename(filepath.Join(s.dir, id), gone)
 	if err == nil {
 		delete(s.all, id)
+		delete(s.damaged, id)
+		delete(s.known, id)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -233,30 +240,6 @@ func (s *Store) Remove(id string) error {
 	}
 	if err := os.RemoveAll(gone); err != nil {
 		return sandbox.E(op, sandbox.Internal, id, err)
-	}
-	return nil
-}
-
-// Verify reads all of a snapshot and compares it with its digests. A file that
-// was never hashed is only compared in size.
-func (s *Store) Verify(id string) error {
-	const op = "snapshot.Verify"
-	m, err := s.Get(id)
-	if err != nil {
-		return err
-	}
-	for _, want := range m.Files {
-		path := filepath.Join(s.Dir(id), filepath.FromSlash(want.Name))
-		info, err := os.Lstat(path)
-		good := err == nil && info.Size() == want.Size
-		if good && want.Digest != "" {
-			got, err := digest(path)
-			good = err == nil && got == want.Digest
-		}
-		if !good {
-			return sandbox.Errorf(op, sandbox.Invalid, id, "the snapshot is damaged: %s is not as it was saved", want.Name).
-				WithHint("remove it; it cannot be restored safely")
-		}
 	}
 	return nil
 }
