@@ -1,0 +1,79 @@
+package tensor
+
+// A Product is one matrix times an input: Dst[t][r] = sum over c of W[r][c] * x[t][c].
+type Product struct {
+	W      Matrix
+	Dst    []float32 // [tokens][Stride], of which W.Rows are written
+	Stride int       // 0 means W.Rows
+	Add    bool      // add to what is in Dst: a residual, or another part of the columns
+}
+
+// MatMul computes products that share one input, of as many columns as each matrix has. If a matrix is quantised, so is the
+// input, to int8 in blocks of 32 columns.
+func (p *Pool) MatMul(in *Input, products ...Product) {
+	groups := 0
+	for i := range products {
+		w := &products[i].W
+		if w.Cols != in.cols {
+			panic("tensor: a matrix has other columns than its input") // as an index out of range
+		}
+		if w.Type.Quantised() {
+			in.round(p)
+		}
+		if products[i].Stride == 0 {
+			products[i].Stride = w.Rows
+		}
+		groups += w.groups()
+	}
+	p.Run(groups, 1, func(lo, hi int) {
+		for i := range products {
+			n := products[i].W.groups()
+			if lo < n && hi > 0 {
+				p.multiply(&products[i], in, max(lo, 0), min(hi, n))
+			}
+			lo, hi = lo-n, hi-n
+		}
+	})
+}
+
+func (m *Matrix) groups() int { return (m.Rows + Lanes - 1) / Lanes }
+
+// multiply computes groups lo to hi of rows for all tokens.
+func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
+	multiplyScalar(d, in, lo, hi)
+}
+
+// multiplyScalar is what a product means.
+func multiplyScalar(d *Product, in *Input, lo, hi int) {
+	row := make([]float32, d.W.Cols)
+	for r := lo * Lanes; r < min(hi*Lanes, d.W.Rows); r++ {
+		d.W.Row(row, r)
+		for t := range in.tokens {
+			sum := in.dot(row, t, d.W.Type.Quantised())
+			if d.Add {
+				sum += d.Dst[t*d.Stride+r]
+			}
+			d.Dst[t*d.Stride+r] = sum
+		}
+	}
+}
+
+// dot multiplies a row with the activations of one token, as they are or as they were rounded.
+func (in *Input) dot(row []float32, token int, rounded bool) float32 {
+	var sum float64
+	if !rounded {
+		for i, v := range in.x[token*in.cols : (token+1)*in.cols] {
+			sum += float64(v) * float64(row[i])
+		}
+		return float32(sum)
+	}
+	for b := range in.cols / block {
+		at := token*in.cols + b*block
+		var part float64
+		for i, v := range in.q[at : at+block] {
+			part += float64(v) * float64(row[b*block+i])
+		}
+		sum += part * float64(in.d[at/block])
+	}
+	return float32(sum)
+}
