@@ -6,6 +6,7 @@ export CGO_ENABLED ?= 0
 
 version := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 go_build := $(GO) build -trimpath -buildvcs=false
+carried := atoll-guest atoll-sentry
 linter := build/tools/golangci-lint-v2.15.0
 
 .DEFAULT_GOAL := build
@@ -14,9 +15,9 @@ linter := build/tools/golangci-lint-v2.15.0
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## bin/atoll, with the guest agent inside
-	$(go_build) -ldflags '-s -w' -o build/atoll-guest ./cmd/atoll-guest
-	cmp -s build/atoll-guest cmd/atoll/assets/atoll-guest || cp build/atoll-guest cmd/atoll/assets/atoll-guest
+build: ## bin/atoll, with the programs that it carries
+	$(go_build) -ldflags '-s -w' -o build/ ./cmd/atoll-guest ./cmd/atoll-sentry
+	for p in $(carried); do cmp -s build/$$p cmd/atoll/assets/$$p || cp build/$$p cmd/atoll/assets/$$p; done
 	$(go_build) -ldflags '-s -w -X main.version=$(version)' -o bin/atoll ./cmd/atoll
 
 demo: ## install what is missing, build, and show the main job on real input
@@ -61,4 +62,4 @@ deps: ## install what building and testing need, through apt
 	@scripts/deps
 
 clean: ## remove what was built
-	rm -rf bin build coverage cmd/atoll/assets/atoll-guest
+	rm -rf bin build coverage $(addprefix cmd/atoll/assets/,$(carried))

@@ -16,14 +16,14 @@ import (
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/node"
-	"github.com/atoll-run/atoll/runtime/gvisor"
+	"github.com/atoll-run/atoll/runtime/gvisor/sentry"
 	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func TestMain(m *testing.M) {
-	if gvisor.IsReexec() {
-		gvisor.Main()
+	if sentry.Wanted() {
+		sentry.Main()
 	}
 	if worktree.IsReexec() {
 		worktree.Main()

@@ -27,6 +27,7 @@ import (
 type Config struct {
 	Home     Home
 	Guest    string   // path of the guest agent, see the command that embeds it
+	Sentry   string   // path of the executable of gVisor sandboxes; empty: our own, which then must be one
 	Runtimes []string // in order of preference; empty: all that this host can run
 	Prewarm  int      // kernels and network links that are made ahead of need
 	Version  string
@@ -169,7 +170,7 @@ func openRuntimes(cfg Config, home Home, prewarm int) ([]sandbox.Runtime, map[st
 		open func(dir string) (sandbox.Runtime, error)
 	}{
 		{"gvisor", func(dir string) (sandbox.Runtime, error) {
-			return gvisor.New(gvisor.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix(), Prewarm: prewarm, Log: cfg.Log})
+			return gvisor.New(gvisor.Config{Dir: dir, Guest: cfg.Guest, Executable: cfg.Sentry, Prefix: home.prefix(), Prewarm: prewarm, Log: cfg.Log})
 		}},
 		{"worktree", func(dir string) (sandbox.Runtime, error) {
 			return worktree.New(worktree.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix() + "w", Log: cfg.Log})

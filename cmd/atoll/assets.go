@@ -4,6 +4,7 @@ import (
 	"embed"
 	"encoding/hex"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -13,39 +14,69 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// assets holds the guest agent once `make build` has put it there.
+// assets holds the programs that run beside ours, once `make build` has put
+// them there.
 //
 //go:embed all:assets
 var assets embed.FS
 
-const guestName = "atoll-guest"
+// The embedded programs.
+const (
+	guestName  = "atoll-guest"  // the agent inside every sandbox
+	sentryName = "atoll-sentry" // the kernel of a gVisor sandbox
+)
 
-// guestPath returns the path of the guest agent for runtimes to copy into
-// sandboxes: the embedded one, written below home the first time that this
-// build of it is used, or else the one beside our own executable.
-func guestPath(home string) (string, error) {
-	const op = "atoll.guest"
-	program, err := assets.ReadFile("assets/" + guestName)
+// bundled returns the path of an embedded program: written below home the first
+// time that this build of it is used, or else the one beside our own executable.
+func bundled(home, name string) (string, error) {
+	const op = "atoll.bundled"
+	f, err := assets.Open("assets/" + name)
 	if errors.Is(err, fs.ErrNotExist) {
-		return besideUs(op)
+		return besideUs(op, name)
 	}
 	if err != nil {
-		return "", sandbox.E(op, sandbox.Internal, guestName, err)
+		return "", sandbox.E(op, sandbox.Internal, name, err)
 	}
-	sum := blake3.Sum256(program)
-	path := filepath.Join(home, "bin", hex.EncodeToString(sum[:8]), guestName)
-	if info, err := os.Stat(path); err == nil && info.Size() == int64(len(program)) {
+	defer f.Close()
+	path, size, err := programPath(home, name, f)
+	if err != nil {
+		return "", sandbox.E(op, sandbox.Internal, name, err)
+	}
+	if info, err := os.Stat(path); err == nil && info.Size() == size {
 		return path, nil
 	}
-	if err := writeProgram(path, program); err != nil {
+	if err := writeProgram(path, name); err != nil {
 		return "", sandbox.E(op, sandbox.Denied, path, err).WithHint("set ATOLL_HOME to a directory that you can write")
 	}
 	return path, nil
 }
 
-// writeProgram puts an executable at path in one step, so that another command
+// buildIDSize is how far into a program Go's build ID lies at most. It names
+// the program's content, so that not all of it has to be read to tell one build
+// from another.
+const buildIDSize = 4 << 10
+
+// programPath is where a program belongs, and its size in bytes.
+func programPath(home, name string, f fs.File) (string, int64, error) {
+	head := make([]byte, buildIDSize)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return "", 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return "", 0, err
+	}
+	sum := blake3.Sum256(head)
+	return filepath.Join(home, "bin", hex.EncodeToString(sum[:8]), name), info.Size(), nil
+}
+
+// writeProgram puts an embedded executable at path in one step, so that another command
 // never starts half of one.
-func writeProgram(path string, program []byte) error {
+func writeProgram(path, name string) error {
+	content, err := assets.ReadFile("assets/" + name)
+	if err != nil {
+		return err
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -54,7 +85,7 @@ func writeProgram(path string, program []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(program)
+	_, err = f.Write(content)
 	if err = errors.Join(err, f.Chmod(0o755), f.Sync(), f.Close()); err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -64,13 +95,13 @@ func writeProgram(path string, program []byte) error {
 	return err
 }
 
-func besideUs(op string) (string, error) {
+func besideUs(op, name string) (string, error) {
 	self, err := os.Executable()
 	if err == nil {
-		path := filepath.Join(filepath.Dir(self), guestName)
+		path := filepath.Join(filepath.Dir(self), name)
 		if _, err = os.Stat(path); err == nil {
 			return path, nil
 		}
 	}
-	return "", sandbox.Errorf(op, sandbox.NotFound, guestName, "this build of atoll has no guest agent in it").WithHint("build it with `make build`")
+	return "", sandbox.Errorf(op, sandbox.NotFound, name, "this build of atoll has no %s in it", name).WithHint("build it with `make build`")
 }

@@ -116,11 +116,17 @@ func isLoopback(addr string) bool {
 
 // config is what a node in this process needs.
 func (a *app) config() (daemon.Config, error) {
-	guest, err := guestPath(a.home)
+	guest, err := bundled(a.home, guestName)
 	if err != nil {
 		return daemon.Config{}, err
 	}
-	return daemon.Config{Home: daemon.Home(a.home), Guest: guest, Version: version, Log: a.logger(slog.LevelError)}, nil
+	sentry, err := bundled(a.home, sentryName)
+	if err != nil {
+		return daemon.Config{}, err
+	}
+	return daemon.Config{
+		Home: daemon.Home(a.home), Guest: guest, Sentry: sentry, Version: version, Log: a.logger(slog.LevelError),
+	}, nil
 }
 
 // logger logs to standard error from a level on, or everything with --debug.

@@ -81,7 +81,10 @@ func (a *app) lookAtHost(ctx context.Context) host {
 	lsm, _ := os.ReadFile("/sys/kernel/security/lsm")
 	abi, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	h.landlock = strings.Contains(string(lsm), "landlock") || errno == 0 && abi > 0
-	_, h.guest = guestPath(a.home)
+	_, h.guest = bundled(a.home, guestName)
+	if h.guest == nil {
+		_, h.guest = bundled(a.home, sentryName)
+	}
 	if h.guest == nil {
 		a.lookAtNode(ctx, &h)
 	}
@@ -130,7 +133,7 @@ func diagnose(h host) []finding {
 		say("disk", h.disk >= littleDisk, checkLimited, formatBytes(int64(h.disk))+" free", "free some, or set ATOLL_HOME to another disk; `atoll prune` removes what nothing needs")
 	}
 	say("limits", h.cgroup != "", checkLimited, choose(h.cgroup != "", "cgroup "+h.cgroup, "no cgroups: CPU, memory and processes are not limited"), "mount cgroup2 at /sys/fs/cgroup")
-	say("guest agent", h.guest == nil, checkFailed, choose(h.guest == nil, "in this build", "missing"), "build with `make build`")
+	say("guest agent and sentry", h.guest == nil, checkFailed, choose(h.guest == nil, "in this build", "missing"), "build with `make build`")
 	if h.node != nil {
 		say("node", false, checkFailed, causeOf(h.node), first(sandbox.HintOf(h.node), "run again with --debug"))
 	} else if h.guest == nil {

@@ -12,16 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/daemon"
-	"github.com/atoll-run/atoll/runtime/gvisor"
 	"github.com/atoll-run/atoll/runtime/worktree"
 )
 
 func main() {
 	// A copy that was started as a part of a sandbox must do nothing else
 	// first: its start is on the path of every sandbox.
-	if gvisor.IsReexec() {
-		gvisor.Main()
-	}
 	if worktree.IsReexec() {
 		worktree.Main()
 	}

@@ -45,7 +45,7 @@ func environment(home string) []string {
 
 // program returns the path of an atoll: the one in ATOLL_BIN, or one that is
 // built here, without cgo as sandboxes' kernels need it, with the guest agent
-// beside it.
+// and the sentry beside it.
 var program = sync.OnceValues(func() (path string, err error) {
 	if testHome, err = os.MkdirTemp("", "atoll-cli-"); err != nil {
 		return "", err
@@ -54,7 +54,7 @@ var program = sync.OnceValues(func() (path string, err error) {
 		return path, nil
 	}
 	path = filepath.Join(testHome, "atoll")
-	build := exec.Command("go", "build", "-o", path, ".")
+	build := exec.Command("go", "build", "-o", testHome+"/", ".", "../atoll-sentry")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := build.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("go build: %w: %s", err, out)

@@ -11,10 +11,9 @@ import (
 	"path"
 	"strings"
 
-	"gvisor.dev/gvisor/pkg/sentry/control"
 	"gvisor.dev/gvisor/pkg/urpc"
-	"gvisor.dev/gvisor/runsc/boot"
 
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -45,8 +44,8 @@ func (s *sentry) changes(ctx context.Context, w io.Writer) error {
 	defer pr.Close()
 	done := make(chan error, 1)
 	go func() {
-		err := call(ctx, s.dir, boot.FsTarRootfsUpperLayer, &control.TarRootfsUpperLayerOpts{
-			ContainerID: containerID,
+		err := call(ctx, s.dir, orders.CallChanges, &orders.Changes{
+			ContainerID: orders.ContainerID,
 			FilePayload: urpc.FilePayload{Files: []*os.File{pw}},
 		}, nil)
 		pw.Close()

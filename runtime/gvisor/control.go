@@ -10,10 +10,6 @@ import (
 	"gvisor.dev/gvisor/pkg/urpc"
 )
 
-// containerID is the name of the one container in every sentry. It is the same
-// everywhere, so that a snapshot can be restored under any sandbox ID.
-const containerID = "atoll"
-
 // socketName is the sentry's control socket, in the sandbox's directory.
 const socketName = "control.sock"
 

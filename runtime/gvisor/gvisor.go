@@ -1,12 +1,12 @@
 // Package gvisor runs sandboxes on gVisor, a kernel in user space that is
-// linked into our own binary.
+// shipped inside our own binary.
 //
-// Every sandbox is one process, the sentry, which is our own executable started
-// again under another name (see Main). It answers all system calls of the
-// sandbox, holds its memory and its network stack, and is steered over a control
-// socket in the sandbox's directory. A sandbox whose files all come from EROFS
-// images needs nothing else; one that sees host directories has a second process
-// beside it, the gofer, which alone can open them.
+// Every sandbox is one process, the sentry (see the package of that name), which
+// answers all system calls of the sandbox, holds its memory and its network
+// stack, and is steered over a control socket in the sandbox's directory. A
+// sandbox whose files all come from EROFS images needs nothing else; one that
+// sees host directories has a second process beside it, the gofer, which alone
+// can open them.
 //
 // Sentries do not depend on the process that started them. What is needed to
 // find them again is in Config.Dir:
@@ -45,8 +45,8 @@ type Config struct {
 	// Prefix names the control group under which all sandboxes of this runtime
 	// lie; empty means a name derived from Dir. No two directories may share one.
 	Prefix string
-	// Executable is started again as sentry and gofer. Empty means this process's
-	// own, which then must call Main first thing.
+	// Executable is started as sentry and gofer: a program that calls sentry.Main
+	// first thing. Empty means this process's own.
 	Executable string
 	// Prewarm is how many sentries are kept booted for the root and resources
 	// used last; each costs about 25 MB until it is used. 0 keeps none.

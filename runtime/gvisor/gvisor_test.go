@@ -12,13 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/runtime/gvisor"
+	"github.com/atoll-run/atoll/runtime/gvisor/sentry"
 	"github.com/atoll-run/atoll/runtime/runtimetest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func TestMain(m *testing.M) {
-	if gvisor.IsReexec() {
-		gvisor.Main()
+	if sentry.Wanted() {
+		sentry.Main()
 	}
 	if dir := os.Getenv(makerEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, maker(dir))

@@ -14,10 +14,9 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/runsc/boot"
-
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
+	"golang.org/x/sys/unix"
 )
 
 // healthTimeout bounds how long a guest may take to answer after its start.
@@ -270,12 +269,12 @@ func (s *sentry) dial(ctx context.Context, port int) (net.Conn, error) {
 
 // Pause freezes the sandbox in memory.
 func (r *Runtime) Pause(ctx context.Context, id string) error {
-	return r.freeze(ctx, "gvisor.Pause", id, boot.ContMgrPause, sandbox.Running, sandbox.Paused)
+	return r.freeze(ctx, "gvisor.Pause", id, orders.CallPause, sandbox.Running, sandbox.Paused)
 }
 
 // Resume lets a paused sandbox go on.
 func (r *Runtime) Resume(ctx context.Context, id string) error {
-	return r.freeze(ctx, "gvisor.Resume", id, boot.ContMgrResume, sandbox.Paused, sandbox.Running)
+	return r.freeze(ctx, "gvisor.Resume", id, orders.CallResume, sandbox.Paused, sandbox.Running)
 }
 
 func (r *Runtime) freeze(ctx context.Context, op, id, method string, from, to sandbox.State) error {

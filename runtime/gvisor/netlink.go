@@ -8,11 +8,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/urpc"
-	"gvisor.dev/gvisor/runsc/boot"
-	"gvisor.dev/gvisor/runsc/config"
 
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -24,11 +22,8 @@ const socketBuffer = 4 << 20
 // always lives in an empty network namespace; with a link it gets a raw socket on
 // the link's device, opened here, and takes over the device's address. The
 // caller closes the returned files after the call that carries them.
-func networkArgs(link *sandbox.Link, restore bool) (*boot.CreateLinksAndRoutesArgs, error) {
-	args := &boot.CreateLinksAndRoutesArgs{
-		LoopbackLinks: []boot.LoopbackLink{boot.DefaultLoopbackLink},
-		IsRestore:     restore,
-	}
+func networkArgs(link *sandbox.Link, restore bool) (*orders.Network, error) {
+	args := &orders.Network{LoopbackLinks: []orders.Loopback{orders.LocalLink}, IsRestore: restore}
 	if link == nil {
 		return args, nil
 	}
@@ -39,21 +34,21 @@ func networkArgs(link *sandbox.Link, restore bool) (*boot.CreateLinksAndRoutesAr
 	addr := net.IP(link.Address.Addr().AsSlice())
 	subnet := link.Address.Masked()
 	args.FilePayload = urpc.FilePayload{Files: []*os.File{sock}}
-	args.FDBasedLinks = []boot.FDBasedLink{{
+	args.FDBasedLinks = []orders.FDLink{{
 		Name:              "eth0",
 		MTU:               dev.MTU,
 		LinkAddress:       dev.HardwareAddr,
-		Addresses:         []boot.IPWithPrefix{{Address: addr, PrefixLen: link.Address.Bits()}},
-		Routes:            []boot.Route{{Destination: *ipNet(subnet.Addr().AsSlice(), subnet.Bits())}},
-		QDisc:             config.QDiscFIFO,
+		Addresses:         []orders.Address{{Address: addr, PrefixLen: link.Address.Bits()}},
+		Routes:            []orders.Route{{Destination: *ipNet(subnet.Addr().AsSlice(), subnet.Bits())}},
+		QDisc:             orders.QueueFIFO,
 		RXChecksumOffload: true,
-		GSOMaxSize:        stack.GVisorGSOMaxSize,
+		GSOMaxSize:        orders.MaxSegmentSize,
 		GVisorGSOEnabled:  true,
 		NumChannels:       1,
 	}}
-	args.Defaultv4Gateway = boot.DefaultRoute{
+	args.Defaultv4Gateway = orders.DefaultRoute{
 		Name:  "eth0",
-		Route: boot.Route{Destination: *ipNet(net.IPv4zero.To4(), 0), Gateway: net.IP(link.Gateway.AsSlice())},
+		Route: orders.Route{Destination: *ipNet(net.IPv4zero.To4(), 0), Gateway: net.IP(link.Gateway.AsSlice())},
 	}
 	return args, nil
 }

@@ -16,9 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/urpc"
-	"gvisor.dev/gvisor/runsc/boot"
 
 	"github.com/atoll-run/atoll/runtime/cgroup"
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/runtime/process"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -169,15 +169,15 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 		return err
 	}
 	cmd := exec.Command(r.cfg.Executable)
-	cmd.Args = append([]string{argSentry}, r.flags(s.dir)...)
+	cmd.Args = append([]string{orders.ArgSentry}, r.flags(s.dir)...)
 	d.before(cmd, "panic-log-fd")
 	cmd.Args = append(cmd.Args, "boot", "--bundle="+s.dir,
-		"--gofer-mount-confs="+l.confs.String(),
+		orders.MountFlag(l.confs),
 		"--cpu-num="+strconv.Itoa(cpus(res.CPUs)),
 		"--total-memory="+strconv.FormatInt(res.Memory, 10),
 		"--total-host-memory="+strconv.FormatUint(host.Totalram*uint64(host.Unit), 10))
 	d.transfer(cmd)
-	cmd.Args = append(cmd.Args, containerID)
+	cmd.Args = append(cmd.Args, orders.ContainerID)
 	cmd.Env = []string{}
 	cmd.Stderr = s.panics
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -221,10 +221,10 @@ func (s *sentry) prepareGofer(d, gd *donation) error {
 // startGofer starts the process that opens host directories for the sentry.
 func (r *Runtime) startGofer(s *sentry, d *donation, l layout, cgroupFD int) error {
 	cmd := exec.Command(r.cfg.Executable)
-	cmd.Args = append([]string{argGofer}, r.flags(s.dir)...)
-	cmd.Args = append(cmd.Args, "gofer", "--bundle="+s.dir, "--gofer-mount-confs="+l.confs.String())
+	cmd.Args = append([]string{orders.ArgGofer}, r.flags(s.dir)...)
+	cmd.Args = append(cmd.Args, "gofer", "--bundle="+s.dir, orders.MountFlag(l.confs))
 	d.transfer(cmd)
-	cmd.Args = append(cmd.Args, containerID)
+	cmd.Args = append(cmd.Args, orders.ContainerID)
 	cmd.Env = []string{}
 	cmd.Stderr = s.panics
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -308,8 +308,8 @@ func (s *sentry) begin(ctx context.Context, link *sandbox.Link) error {
 	if err := s.network(ctx, link, false); err != nil {
 		return err
 	}
-	id := containerID
-	return call(ctx, s.dir, boot.ContMgrRootContainerStart, &id, nil)
+	id := orders.ContainerID
+	return call(ctx, s.dir, orders.CallStart, &id, nil)
 }
 
 // network hands over the link.
@@ -319,7 +319,7 @@ func (s *sentry) network(ctx context.Context, link *sandbox.Link, restore bool) 
 		return err
 	}
 	defer closeAll(args.FilePayload.Files)
-	return call(ctx, s.dir, boot.ContMgrSetNetworkArgs, args, nil)
+	return call(ctx, s.dir, orders.CallNetwork, args, nil)
 }
 
 // restore gives the sentry its network and the state in dir instead of a start.
@@ -327,34 +327,34 @@ func (s *sentry) restore(ctx context.Context, link *sandbox.Link, dir string) er
 	if err := s.network(ctx, link, true); err != nil {
 		return err
 	}
-	opts := boot.RestoreOpts{HavePagesFile: true, Background: true}
+	opts := orders.Restore{HavePagesFile: true, Background: true}
 	defer func() { closeAll(opts.FilePayload.Files) }()
-	for _, name := range stateFiles {
+	for _, name := range orders.StateFiles {
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
 			return err
 		}
 		opts.FilePayload.Files = append(opts.FilePayload.Files, f)
 	}
-	return call(ctx, s.dir, boot.ContMgrRestore, &opts, nil)
+	return call(ctx, s.dir, orders.CallRestore, &opts, nil)
 }
 
 // identify tells the running sandbox who it is.
 func (s *sentry) identify(ctx context.Context, spec sandbox.Spec, fresh bool) error {
 	host := hostname(spec)
-	args := IdentifyArgs{Hostname: host, Files: map[string]string{"/etc/hostname": host + "\n"}}
+	args := orders.Identify{Hostname: host, Files: map[string]string{"/etc/hostname": host + "\n"}}
 	if fresh {
 		args.Files["/etc/hosts"] = "127.0.0.1\tlocalhost " + host + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 	}
 	if spec.Link != nil {
 		args.Files["/etc/resolv.conf"] = "nameserver " + spec.Link.Gateway.String() + "\noptions edns0\n"
 	}
-	return call(ctx, s.dir, callIdentify, &args, nil)
+	return call(ctx, s.dir, orders.CallIdentify, &args, nil)
 }
 
 // connect joins the sentry's end of a socket pair with a port of the sandbox.
 func (s *sentry) connect(ctx context.Context, port int, end *os.File) error {
-	return call(ctx, s.dir, callConnect, &ConnectArgs{
+	return call(ctx, s.dir, orders.CallConnect, &orders.Connect{
 		FilePayload: urpc.FilePayload{Files: []*os.File{end}}, Port: uint16(port),
 	}, nil)
 }

@@ -11,20 +11,10 @@ import (
 	"runtime/debug"
 	"slices"
 
-	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/sentry/control"
-	"gvisor.dev/gvisor/pkg/sentry/state/checkpointfiles"
-	"gvisor.dev/gvisor/pkg/state/statefile"
-
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
+	"golang.org/x/sys/unix"
 )
-
-// stateFiles are what gVisor writes: the kernel's state, where the pages lie, and
-// the pages themselves. They are not compressed, so that a restore can read
-// pages while the sandbox runs already.
-var stateFiles = []string{
-	checkpointfiles.StateFileName, checkpointfiles.PagesMetadataFileName, checkpointfiles.PagesFileName,
-}
 
 // manifestName is our own description of a snapshot, beside gVisor's files.
 const manifestName = "gvisor.json"
@@ -76,7 +66,7 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
 	}
 	if err := s.save(ctx, b.rec, r.images(), dir); err != nil {
-		for _, name := range slices.Concat(stateFiles, b.rec.Images.list(), []string{manifestName}) {
+		for _, name := range slices.Concat(orders.StateFiles, b.rec.Images.list(), []string{manifestName}) {
 			_ = os.Remove(filepath.Join(dir, name))
 		}
 		kind := sandbox.KindOf(err)
@@ -93,20 +83,16 @@ func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.Sna
 
 // save writes and syncs all files of a snapshot. The sandbox is afterwards as it was.
 func (s *sentry) save(ctx context.Context, rec record, images, dir string) error {
-	opts := control.SaveOpts{
-		Metadata:      statefile.CompressionLevelNone.ToMetadata(),
-		HavePagesFile: true,
-		Resume:        true,
-	}
+	opts := orders.Save{Metadata: orders.Uncompressed, HavePagesFile: true, Resume: true}
 	defer func() { closeAll(opts.FilePayload.Files) }()
-	for _, name := range stateFiles {
+	for _, name := range orders.StateFiles {
 		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
 		}
 		opts.FilePayload.Files = append(opts.FilePayload.Files, f)
 	}
-	if err := call(ctx, s.dir, callSave, &opts, nil); err != nil {
+	if err := call(ctx, s.dir, orders.CallSave, &opts, nil); err != nil {
 		return fmt.Errorf("save the sentry's state: %w", fullDisk(dir, err))
 	}
 	for _, f := range opts.FilePayload.Files {

@@ -10,8 +10,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"gvisor.dev/gvisor/runsc/specutils"
 
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -36,7 +36,7 @@ type files struct {
 // layout is everything the sentry must be told at boot, as values.
 type layout struct {
 	spec   *specs.Spec
-	confs  specutils.GoferMountConfFlags
+	confs  []orders.MountConf
 	images []string // EROFS files in the order in which the sentry takes them; "" is a gofer's socket
 }
 
@@ -49,9 +49,7 @@ func (l layout) needsGofer() bool { return slices.Contains(l.images, "") }
 func plan(f files, user []sandbox.Mount, res sandbox.Resources, dir string) layout {
 	l := layout{
 		images: []string{f.root},
-		confs: specutils.GoferMountConfFlags{{
-			Lower: specutils.Erofs, Upper: specutils.AnonOverlay, Size: strconv.FormatInt(res.Disk, 10),
-		}},
+		confs:  []orders.MountConf{{Lower: orders.LowerImage, Size: strconv.FormatInt(res.Disk, 10)}},
 	}
 	mounts := []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc"},
@@ -62,14 +60,14 @@ func plan(f files, user []sandbox.Mount, res sandbox.Resources, dir string) layo
 		{Destination: agentDir, Type: "erofs", Source: f.agent, Options: []string{"ro"}},
 	}
 	l.images = append(l.images, f.agent)
-	l.confs = append(l.confs, specutils.GoferMountConf{Lower: specutils.Erofs, Upper: specutils.NoOverlay})
+	l.confs = append(l.confs, orders.MountConf{Lower: orders.LowerImage})
 	for _, b := range slices.Concat(f.binds, user) {
 		m, image := mount(b)
 		mounts = append(mounts, m)
 		l.images = append(l.images, image)
-		conf := specutils.GoferMountConf{Lower: specutils.Lisafs, Upper: specutils.NoOverlay}
+		conf := orders.MountConf{Lower: orders.LowerGofer}
 		if image != "" {
-			conf.Lower = specutils.Erofs
+			conf.Lower = orders.LowerImage
 		}
 		l.confs = append(l.confs, conf)
 	}

@@ -5,11 +5,9 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-	"gvisor.dev/gvisor/pkg/sentry/control"
-	"gvisor.dev/gvisor/runsc/boot"
-
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 	"github.com/atoll-run/atoll/sandbox"
+	"golang.org/x/sys/unix"
 )
 
 // statsTimeout bounds the question to the sentry for its processes.
@@ -39,9 +37,9 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 	defer cancel()
-	cid := containerID
-	var procs []*control.Process
-	if err := call(ctx, s.dir, boot.ContMgrProcesses, &cid, &procs); err != nil {
+	cid := orders.ContainerID
+	var procs []orders.Process
+	if err := call(ctx, s.dir, orders.CallProcesses, &cid, &procs); err != nil {
 		return sandbox.Stats{}, sandbox.E(op, "", id, err)
 	}
 	for _, p := range procs {

@@ -1,6 +1,6 @@
 //go:build !amd64
 
-package gvisor
+package sentry
 
 // compiledFilter is missing: the sentry compiles its filter itself.
 var compiledFilter []byte

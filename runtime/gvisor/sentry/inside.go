@@ -1,4 +1,4 @@
-package gvisor
+package sentry
 
 import (
 	"errors"
@@ -15,9 +15,10 @@ import (
 	"gvisor.dev/gvisor/pkg/sentry/kernel/auth"
 	"gvisor.dev/gvisor/pkg/sentry/socket/netstack"
 	"gvisor.dev/gvisor/pkg/sentry/vfs"
-	"gvisor.dev/gvisor/pkg/urpc"
 	"gvisor.dev/gvisor/pkg/usermem"
 	"gvisor.dev/gvisor/runsc/boot"
+
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 )
 
 // Inside is the control calls that we add to gVisor's own. It lives in the
@@ -29,13 +30,6 @@ type Inside struct {
 	checkpoint func(*control.SaveOpts) error
 	forwards   forwards
 }
-
-// The names of the calls.
-const (
-	callConnect  = "Inside.Connect"
-	callSave     = "Inside.Save"
-	callIdentify = "Inside.Identify"
-)
 
 // serveInside registers the calls once the guest runs. Connections that a
 // snapshot was taken with have lost their other end; it ends them.
@@ -69,14 +63,8 @@ func serveInside(l *boot.Loader) error {
 	return nil
 }
 
-// ConnectArgs asks for a connection of a socket to a port of the sandbox.
-type ConnectArgs struct {
-	urpc.FilePayload // the sentry's end of a pair of non-blocking stream sockets
-	Port             uint16
-}
-
 // Connect joins a socket with a TCP port on the sandbox's loopback.
-func (in *Inside) Connect(args *ConnectArgs, _ *struct{}) error {
+func (in *Inside) Connect(args *orders.Connect, _ *struct{}) error {
 	if len(args.Files) != 1 {
 		return errors.New("want one socket")
 	}
@@ -91,15 +79,9 @@ func (in *Inside) Save(args *control.SaveOpts, _ *struct{}) error {
 	return in.checkpoint(args)
 }
 
-// IdentifyArgs is what tells one sandbox from another that began alike.
-type IdentifyArgs struct {
-	Hostname string
-	Files    map[string]string // content by absolute path
-}
-
 // Identify sets the host name and writes files, which the guest itself may not
 // be allowed to do. It replaces whatever has a file's name.
-func (in *Inside) Identify(args *IdentifyArgs, _ *struct{}) error {
+func (in *Inside) Identify(args *orders.Identify, _ *struct{}) error {
 	ctx := in.kernel.SupervisorContext()
 	leader := in.kernel.GlobalInit().Leader()
 	if leader == nil {

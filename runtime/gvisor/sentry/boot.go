@@ -1,4 +1,4 @@
-package gvisor
+package sentry
 
 import (
 	"context"
@@ -25,6 +25,8 @@ import (
 	"gvisor.dev/gvisor/runsc/flag"
 	"gvisor.dev/gvisor/runsc/specutils"
 	"gvisor.dev/gvisor/runsc/starttime"
+
+	"github.com/atoll-run/atoll/runtime/gvisor/orders"
 )
 
 // bootHeap is the size of the heap in bytes from which on garbage is collected
@@ -92,7 +94,7 @@ func (b *bootCommand) Execute(_ context.Context, _ *flag.FlagSet, args ...any) s
 	}
 	spec, unmountProc := b.confine(conf, timer)
 	l, err := boot.New(boot.Args{
-		ID: containerID, Spec: spec, Conf: conf,
+		ID: orders.ContainerID, Spec: spec, Conf: conf,
 		ControllerFD: *b.fds["controller-fd"], PinRingFD: -1, Device: fd.New(-1), ExecFD: -1, PodInitConfigFD: -1,
 		GoferFDs: b.io.GetArray(), DevGoferFD: -1, StdioFDs: b.stdio.GetArray(), GoferFilestoreFDs: b.stores.GetArray(),
 		GoferMountConfs: b.mountConfs.GetArray(), NumCPU: b.cpus, CPUQuota: -1, TotalMem: b.memory, TotalHostMem: b.hostMemory,
