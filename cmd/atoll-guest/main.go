@@ -10,7 +10,9 @@
 // all processes that it started, as POST /shutdown does. As PID 1 it changes the
 // host name when /init says so; with -machine, as the first process of a machine
 // of its own, it also mounts /proc, /sys, /dev and what belongs to them, sets
-// the clock when /init says so, and switches the machine off at the end.
+// the clock when /init says so, and switches the machine off at the end. With
+// -boot it is the first process of an initramfs besides, and goes over to the
+// root on the machine's disks first.
 package main
 
 import (
@@ -28,14 +30,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/guest/serial"
 	"github.com/atoll-run/atoll/guest/server"
 	"github.com/atoll-run/atoll/guest/wire"
 )
 
 func main() {
-	listen := flag.String("listen", "tcp:49983", "where to listen: tcp:[HOST:]PORT, unix:PATH or fd:NUMBER (a listening socket)")
+	listen := flag.String("listen", "tcp:49983", "where to listen: tcp:[HOST:]PORT, unix:PATH, fd:NUMBER (a listening socket) or serial:NAME (a virtio-serial port)")
 	machine := flag.Bool("machine", false, "be the first process of a machine: mount /proc and the like, set the clock, switch off at the end")
 	groups := flag.String("groups", "", "descriptors, separated by commas, of control group files (tasks or cgroup.threads) that the processes join and the agent does not")
+	initramfs := flag.Bool("boot", false, "be the first process of an initramfs: load its modules, go over to the disks, then -machine")
 	verbose := flag.Bool("v", false, "log more")
 	version := flag.Bool("version", false, "print the version of the protocol and exit")
 	flag.Parse()
@@ -48,7 +52,8 @@ func main() {
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	err := run(*listen, *groups, *machine, log)
+	*machine = *machine || *initramfs
+	err := run(*listen, *groups, *initramfs, *machine, log)
 	if err != nil {
 		log.Error("atoll-guest", "error", err)
 	}
@@ -64,10 +69,18 @@ func main() {
 // reopenLimit bounds how often in a row a listener that fails is opened again.
 const reopenLimit = 20
 
-func run(address, groups string, machine bool, log *slog.Logger) error {
+func run(address, groups string, initramfs, machine bool, log *slog.Logger) error {
 	joined, err := inherited(groups)
 	if err != nil {
 		return err
+	}
+	cfg := server.Config{Log: log, PID1: os.Getpid() == 1, Machine: machine, Groups: joined}
+	if initramfs {
+		upper, err := boot()
+		if err != nil {
+			return err
+		}
+		cfg.Changes = changes(upper)
 	}
 	if machine {
 		if err := mountAll(); err != nil {
@@ -80,15 +93,15 @@ func run(address, groups string, machine bool, log *slog.Logger) error {
 		_ = unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 	}
 	reserveThreads()
-	s := server.New(server.Config{Log: log, PID1: os.Getpid() == 1, Machine: machine, Groups: joined})
-	l, err := open(address)
+	s := server.New(cfg)
+	serve, err := listenOn(s, address, log)
 	if err != nil {
 		return err
 	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	failed := make(chan error, 1)
-	go func() { failed <- serve(s, l, address, log) }()
+	go func() { failed <- serve() }()
 	select {
 	case err := <-failed:
 		return err
@@ -115,9 +128,32 @@ func inherited(list string) (files []*os.File, err error) {
 	return files, nil
 }
 
-// serve answers for ever. A restore may leave a listener that no longer
+// listenOn opens the address and returns what answers there for ever.
+func listenOn(s *server.Server, address string, log *slog.Logger) (serve func() error, err error) {
+	if name, ok := strings.CutPrefix(address, "serial:"); ok {
+		port, err := openSerial(name)
+		if err != nil {
+			return nil, err
+		}
+		return func() error { return s.ServeSerial(port) }, nil
+	}
+	l, err := open(address)
+	return func() error { return accept(s, l, address, log) }, err
+}
+
+// openSerial opens a serial port, which appears some time after its driver.
+func openSerial(name string) (*serial.Port, error) {
+	for deadline := time.Now().Add(deviceWait); ; time.Sleep(time.Millisecond) {
+		port, err := serial.OpenPort(name)
+		if err == nil || !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
+			return port, err
+		}
+	}
+}
+
+// accept answers for ever. A restore may leave a listener that no longer
 // accepts; then it is opened anew.
-func serve(s *server.Server, l net.Listener, address string, log *slog.Logger) error {
+func accept(s *server.Server, l net.Listener, address string, log *slog.Logger) error {
 	for failures := 0; ; {
 		began := time.Now()
 		err := s.Serve(l)
@@ -165,5 +201,5 @@ func open(address string) (net.Listener, error) {
 		defer unix.CloseOnExec(int(fd)) // stays open for listening again, but not for our children
 		return net.FileListener(f)
 	}
-	return nil, errors.New("listen address must be tcp:[HOST:]PORT, unix:PATH or fd:NUMBER")
+	return nil, errors.New("listen address must be tcp:[HOST:]PORT, unix:PATH, fd:NUMBER or serial:NAME")
 }

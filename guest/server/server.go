@@ -75,6 +75,7 @@ type Config struct {
 	Log     *slog.Logger // gets what goes wrong inside the agent; not nil
 	PID1    bool         // the host name is the sandbox's own: /init may change it
 	Machine bool         // the kernel is the sandbox's own: /init may set the clock
+	Changes ChangesFunc  // of a machine that booted into an overlay; else nil
 	// Groups are open files of control groups ("tasks" in version 1,
 	// "cgroup.threads" in version 2) that all processes join which the agent
 	// starts, and the agent does not; none: they stay in its own.

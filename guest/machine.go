@@ -1,0 +1,37 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+
+	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Machine gives a machine its identity. It is for runtimes, whose client dials
+// serial.MachinePort.
+func (c *Client) Machine(ctx context.Context, in wire.Machine) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return sandbox.E("guest.Machine", sandbox.Invalid, "", err)
+	}
+	return c.simple(ctx, "guest.Machine", http.MethodPost, "/machine", nil, strings.NewReader(string(body)))
+}
+
+// Changes writes what the machine changed in its root as an OCI layer. It is for
+// runtimes, whose client dials serial.MachinePort.
+func (c *Client) Changes(ctx context.Context, w io.Writer) error {
+	const op = "guest.Changes"
+	res, err := c.call(ctx, op, http.MethodGet, "/changes", nil, nil, nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if _, err := io.Copy(w, res.Body); err != nil {
+		return transportError(op, err)
+	}
+	return nil
+}
