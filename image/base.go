@@ -70,10 +70,10 @@ func (s *Store) EnsureBase(ctx context.Context, progress func(Progress)) (Image,
 }
 
 // upToDate returns the image that a recipe led to before. An image of that name
-// that somebody imported or pulled is taken as it is.
+// that somebody imported or pulled is taken as it is, unless its root is damaged.
 func (s *Store) upToDate(o DebianOptions) (Image, bool) {
 	i, err := s.Get(o.Name)
-	if err != nil || i.Key != "" && i.Key != o.key() {
+	if err != nil || i.Key != "" && i.Key != o.key() || s.VerifyRoot(i.Root) != nil {
 		return Image{}, false
 	}
 	return i, true

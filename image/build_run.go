@@ -226,7 +226,7 @@ func (s *Store) readResult(key string) (buildResult, bool) {
 	if err != nil || json.Unmarshal(text, &r) != nil {
 		return r, false
 	}
-	if _, err := os.Stat(s.rootPath(r.Root)); err != nil {
+	if s.VerifyRoot(sandbox.Root{Kind: sandbox.RootEROFS, Digest: r.Root}) != nil {
 		return r, false
 	}
 	for _, l := range r.Layers {

@@ -78,10 +78,11 @@ func (s *Store) publishRoot(t *tree, record func(sandbox.Root, int64) error) err
 		return err
 	}
 	defer unlock()
-	if info, err := os.Stat(root.Path); err != nil || info.Size() != size {
+	if info, err := os.Stat(root.Path); err != nil || info.Size() != size || s.VerifyRoot(root) != nil {
 		if err := out.publish(root.Path); err != nil {
 			return err
 		}
+		s.noteSound(digest)
 	}
 	return record(root, size)
 }

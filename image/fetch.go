@@ -178,7 +178,7 @@ func worthRetry(err error) bool {
 		return answer.StatusCode >= 500 || answer.StatusCode == http.StatusTooManyRequests
 	}
 	var path *fs.PathError // our own disk
-	return !errors.As(err, &path) && !errors.Is(err, errTooLong)
+	return !errors.As(err, &path) && !errors.Is(err, errTooLong) && !errors.Is(err, errRedirects)
 }
 
 var (

@@ -96,6 +96,10 @@ func (s *Store) Prune(ctx context.Context, inUse []string, builds bool) (Pruned,
 	if err := p.removeAll(ctx, s.path("roots"), kept, &p.Roots); err != nil {
 		return p, fail(op, s.dir, err)
 	}
+	var notes Pruned // not worth telling
+	if err := notes.removeAll(ctx, s.path("sound"), kept, &notes.Roots); err != nil {
+		return p, fail(op, s.dir, err)
+	}
 	if err := p.removeAll(ctx, s.path("blobs"), kept, &p.Blobs); err != nil {
 		return p, fail(op, s.dir, err)
 	}

@@ -90,15 +90,16 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 	if opts.Platform != "" {
 		image.Platform = opts.Platform
 	}
-	return s.fromLayers(ctx, op, image, []*os.File{f.File}, opts.Name)
+	return s.fromLayers(ctx, op, image, []*os.File{f.File}, true, opts.Name)
 }
 
-// fromLayers converts layer files and records the result as image.
-func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []*os.File, names ...string) (Image, error) {
+// fromLayers converts layer files and records the result as image; given tells
+// names that the caller gave from those that the archive brought.
+func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []*os.File, given bool, names ...string) (Image, error) {
 	err := s.convert(ctx, nil, layers, func(root sandbox.Root, size int64) error {
 		image.Root, image.Size = root, size
 		var err error
-		image, err = s.addNames(op, image, names)
+		image, err = s.takeNames(op, image, names, given)
 		return err
 	})
 	if err != nil {
@@ -244,12 +245,12 @@ func (s *Store) importBundle(ctx context.Context, b bundle, opts ImportOptions) 
 	if len(config.RootFS.DiffIDs) != len(docker[0].Layers) {
 		return Image{}, fmt.Errorf("the archive has %d layers, its configuration %d", len(docker[0].Layers), len(config.RootFS.DiffIDs))
 	}
-	return s.importLayers(ctx, b, docker[0].Layers, &config, "imported archive", names)
+	return s.importLayers(ctx, b, docker[0].Layers, &config, "imported archive", opts.Name != "", names)
 }
 
 // importLayers copies layers out of a bundle, checks them against the
 // configuration and converts them.
-func (s *Store) importLayers(ctx context.Context, b bundle, layers []string, config *v1.ConfigFile, source string, names []string) (Image, error) {
+func (s *Store) importLayers(ctx context.Context, b bundle, layers []string, config *v1.ConfigFile, source string, given bool, names []string) (Image, error) {
 	if len(names) == 0 {
 		return Image{}, errors.New("the archive names no image, so a name must be given")
 	}
@@ -264,7 +265,7 @@ func (s *Store) importLayers(ctx context.Context, b bundle, layers []string, con
 	}
 	image := fromOCI(config)
 	image.Source = source
-	return s.fromLayers(ctx, "image.Import", image, files, names...)
+	return s.fromLayers(ctx, "image.Import", image, files, given, names...)
 }
 
 // importLayer returns one layer in its plain form, verified.

@@ -42,7 +42,7 @@ func (s *Store) importLayout(ctx context.Context, b bundle, opts ImportOptions) 
 	if name != "" {
 		names = []string{name}
 	}
-	return s.importLayers(ctx, b, layers, &config, "imported OCI layout", names)
+	return s.importLayers(ctx, b, layers, &config, "imported OCI layout", opts.Name != "", names)
 }
 
 // refNames are the annotations by which layouts name their images.

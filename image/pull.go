@@ -58,7 +58,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o RegistryOptions) (Image,
 	if err != nil {
 		return Image{}, registryError(op, ref, err)
 	}
-	if i, err := s.Get(ref); err == nil && i.Digest == desc.Digest.String() && platformMatches(i.Platform, o.Platform) {
+	if i, err := s.Get(ref); err == nil && i.Digest == desc.Digest.String() && platformMatches(i.Platform, o.Platform) && s.VerifyRoot(i.Root) == nil {
 		return i, nil
 	}
 	manifest, config, err := o.resolve(ctx, r, desc)
@@ -100,9 +100,28 @@ func (o *RegistryOptions) remote(ctx context.Context) []remote.Option {
 
 func (o *RegistryOptions) transport() http.RoundTripper {
 	if o.Transport != nil {
-		return o.Transport
+		return boundedRedirects{o.Transport}
 	}
-	return remote.DefaultTransport
+	return boundedRedirects{remote.DefaultTransport}
+}
+
+// maxRedirects is how often one request may be sent on, as in net/http.
+const maxRedirects = 10
+
+var errRedirects = sandbox.Errorf("ask the registry", sandbox.Unavailable, "", "stopped after %d redirects", maxRedirects)
+
+// boundedRedirects fails requests that were redirected too often: the client of
+// the registry library would follow for ever.
+type boundedRedirects struct{ http.RoundTripper }
+
+func (b boundedRedirects) RoundTrip(r *http.Request) (*http.Response, error) {
+	hops := 0
+	for from := r.Response; from != nil && from.Request != nil; from = from.Request.Response {
+		if hops++; hops >= maxRedirects {
+			return nil, errRedirects
+		}
+	}
+	return b.RoundTripper.RoundTrip(r)
 }
 
 func (o *RegistryOptions) keychain() authn.Keychain {
@@ -206,7 +225,7 @@ func (s *Store) pullLayers(ctx context.Context, op string, r name.Reference, o R
 		return Image{}, err
 	}
 	f.report(Progress{Stage: "convert"})
-	return s.fromLayers(ctx, op, image, files, ref)
+	return s.fromLayers(ctx, op, image, files, true, ref)
 }
 
 // sameLayers spares the work when an image of the same layers is already here.
@@ -224,11 +243,11 @@ func (s *Store) sameLayers(op string, image Image, ref string) (Image, bool, err
 		if len(r.Layers) == 0 || !slices.Equal(r.Layers, image.Layers) {
 			continue
 		}
-		if _, err := os.Stat(r.Root.Path); err != nil {
-			continue
+		if s.VerifyRoot(r.Root) != nil {
+			continue // made anew, it replaces what is damaged
 		}
 		image.Root, image.Size = r.Root, r.Size
-		image, err = s.addNames(op, image, []string{ref})
+		image, err = s.takeNames(op, image, []string{ref}, true)
 		return image, err == nil, err
 	}
 	return Image{}, false, nil

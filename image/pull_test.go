@@ -9,6 +9,8 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -302,5 +304,41 @@ func TestPullsOfSameLayerAtOnceFetchItOnce(t *testing.T) {
 	}
 	if roots, _ := filepath.Glob(s.path("roots", "*")); len(roots) != 1 {
 		t.Errorf("roots %q", roots)
+	}
+}
+
+func TestARegistryThatRedirectsForEverIsGivenUp(t *testing.T) {
+	r := newRegistry(t)
+	r.push(t, "loop:1", noise(t, 2000))
+	for name, loops := range map[string]func(path string) bool{
+		"everywhere": func(string) bool { return true },
+		"manifests":  func(path string) bool { return strings.Contains(path, "/manifests/") },
+		"layers":     func(path string) bool { return strings.Contains(path, "/blobs/") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			target, err := url.Parse("http://" + r.host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			inner := httputil.NewSingleHostReverseProxy(target)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+				if loops(req.URL.Path) {
+					asked.Add(1)
+					http.Redirect(w, req, req.URL.Path, http.StatusTemporaryRedirect)
+					return
+				}
+				inner.ServeHTTP(w, req)
+			}))
+			defer srv.Close()
+			s := openStore(t)
+			_, err = s.Pull(t.Context(), strings.TrimPrefix(srv.URL, "http://")+"/loop:1", RegistryOptions{})
+			if !sandbox.Is(err, sandbox.Unavailable) || !strings.Contains(err.Error(), "redirects") {
+				t.Errorf("Pull: %v (kind %s)", err, sandbox.KindOf(err))
+			}
+			if n := asked.Load(); n > 25 {
+				t.Errorf("it was asked %d times", n)
+			}
+		})
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -35,6 +36,7 @@ type Options struct {
 //
 //	lock    held shared while something is added, exclusive while something is removed
 //	roots/  EROFS files by BLAKE3 hash
+//	sound/  how each root looked when it was last found to be what its name says
 //	refs/   one record a name, by hash of the name
 //	blobs/  layers and build results by SHA-256
 //	partial/ layers half fetched, each locked by the process that fetches it
@@ -44,9 +46,11 @@ type Store struct {
 	dir  string
 	opts Options
 	log  *slog.Logger
+
+	verifying sync.Mutex // held while a root is read to verify it
 }
 
-var folders = []string{"roots", "refs", "blobs", "partial", "builds", "tmp"}
+var folders = []string{"roots", "sound", "refs", "blobs", "partial", "builds", "tmp"}
 
 // Open opens the store in dir and creates it when it is not there.
 func Open(dir string, opts Options) (*Store, error) {
@@ -326,6 +330,22 @@ func (s *Store) rootPath(digest string) string {
 	return s.path("roots", filepath.Base(rootName(digest)))
 }
 
+// mayTake fails with Exists when an image must not take a name from another: a
+// name that an archive brought, which its user may not even know, and base, on
+// which templates stand.
+func (s *Store) mayTake(op, name string, i Image, given bool) error {
+	name = Familiar(name)
+	if given && name != Familiar(BaseName) {
+		return nil
+	}
+	old, err := s.readRecord(s.refPath(name))
+	if err != nil || old.ID == i.ID {
+		return nil // the name is free, or unreadable and better replaced
+	}
+	return sandbox.Errorf(op, sandbox.Exists, name, "another image has this name").
+		WithHint("give the new image another name; 'atoll image tag' can replace this one afterwards")
+}
+
 // addNames records an image under its names. The caller holds the lock.
 func (s *Store) addNames(op string, i Image, names []string) (Image, error) {
 	i.setID()
@@ -336,6 +356,17 @@ func (s *Store) addNames(op string, i Image, names []string) (Image, error) {
 		i.Names = append(i.Names, Familiar(name))
 	}
 	return i, nil
+}
+
+// takeNames is addNames for an image from elsewhere; see mayTake.
+func (s *Store) takeNames(op string, i Image, names []string, given bool) (Image, error) {
+	i.setID()
+	for _, name := range names {
+		if err := s.mayTake(op, name, i, given); err != nil {
+			return Image{}, err
+		}
+	}
+	return s.addNames(op, i, names)
 }
 
 // badArchive says that an archive's content is at fault, unless the host is.

@@ -25,19 +25,32 @@ const guestTimeout = 10 * time.Second
 // Create makes a sandbox and returns once its guest answers and knows its
 // environment. On an error nothing is left of it.
 func (n *Node) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
+	e, sb, err := n.create(ctx, req, nil)
+	if err == nil {
+		e.op.unlock()
+	}
+	return sb, err
+}
+
+// create makes a sandbox, for a main command if run is not nil. The entry's op
+// is held on return.
+func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (*entry, Sandbox, error) {
 	const op = "node.Create"
 	from, err := n.resolve(ctx, req.Image)
 	if err != nil {
-		return Sandbox{}, err
+		return nil, Sandbox{}, err
 	}
 	rec, err := n.draft(req, from)
+	if err == nil && run != nil {
+		rec.Main, err = run.main(rec)
+	}
 	if err != nil {
-		return Sandbox{}, err
+		return nil, Sandbox{}, err
 	}
 	if from.template != nil {
 		n.used(ctx, from.template.ID)
-		if sb, ok := n.claim(ctx, req, rec, from); ok {
-			return sb, nil
+		if e, sb, ok := n.claim(ctx, req, rec, from); ok {
+			return e, sb, nil
 		}
 	}
 	snap := ""
@@ -45,9 +58,9 @@ func (n *Node) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
 		snap = from.build.Snapshot
 	}
 	if rec.Runtime, err = n.choose(op, req, rec, snap); err != nil {
-		return Sandbox{}, err
+		return nil, Sandbox{}, err
 	}
-	return n.launch(ctx, rec, snap)
+	return n.bringUp(ctx, rec, snap)
 }
 
 // draft is the record that a request means, before anything exists.
@@ -150,21 +163,31 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 // launch makes the sandbox of a drafted record: from a snapshot if snap is not
 // empty, else from its root.
 func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, error) {
+	e, sb, err := n.bringUp(ctx, rec, snap)
+	if err == nil {
+		n.followMain(e) // a child's, which its parent's snapshot holds
+		e.op.unlock()
+	}
+	return sb, err
+}
+
+// bringUp is launch with the entry's op held on return.
+func (n *Node) bringUp(ctx context.Context, rec Sandbox, snap string) (*entry, Sandbox, error) {
 	e, err := n.reserve(&rec)
 	if err != nil {
-		return Sandbox{}, err
+		return nil, Sandbox{}, err
 	}
-	defer e.op.unlock()
-	if err := n.start(ctx, e, &rec, snap); err != nil {
+	err = n.start(ctx, e, &rec, snap)
+	if err == nil {
+		rec.State = sandbox.Running
+		err = n.save(ctx, e, rec)
+	}
+	if err != nil {
 		n.discard(e)
-		return Sandbox{}, err
+		e.op.unlock()
+		return nil, Sandbox{}, err
 	}
-	rec.State = sandbox.Running
-	if err := n.save(ctx, e, rec); err != nil {
-		n.discard(e)
-		return Sandbox{}, err
-	}
-	return rec, nil
+	return e, rec, nil
 }
 
 // reserve takes the record's name, choosing one if it has none. Nothing is
@@ -208,6 +231,9 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	}
 	r, err := n.Runtime(rec.Runtime)
 	if err != nil {
+		return err
+	}
+	if err := n.cfg.Images.VerifyRoot(rec.Spec.Root); err != nil {
 		return err
 	}
 	oldToken := ""
