@@ -1,21 +1,17 @@
 package guest
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"connectrpc.com/connect"
 
 	filesystempb "github.com/atoll-run/atoll/guest/gen/filesystem"
 	"github.com/atoll-run/atoll/guest/wire"
-	"github.com/atoll-run/atoll/sandbox"
 )
 
 // Paths are absolute, or relative to the user's home, as is "~". They may hold
@@ -211,38 +207,5 @@ func (w *Watcher) Next() (Change, error) {
 func (w *Watcher) Close() error {
 	w.cancel()
 	_ = w.stream.Close() // says only that it was canceled
-	return nil
-}
-
-// Logs passes log entries after since to each, oldest first: those that are
-// kept and, if follow is set, those to come until ctx ends, which is an error.
-// It stops early with the error that each returns.
-func (c *Client) Logs(ctx context.Context, since uint64, follow bool, each func(wire.LogEntry) error) error {
-	query := url.Values{"since": {strconv.FormatUint(since, 10)}, "follow": {strconv.FormatBool(follow)}}
-	res, err := c.call(ctx, "guest.Logs", http.MethodGet, "/logs", query, nil, nil)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	return readLogs(res.Body, each)
-}
-
-// readLogs reads log entries until the stream ends.
-func readLogs(r io.Reader, each func(wire.LogEntry) error) error {
-	const maxLine = 1 << 20 // bytes: the guest is not trusted to end its lines
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, maxLine)
-	for lines.Scan() {
-		var e wire.LogEntry
-		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			return sandbox.E("guest.Logs", sandbox.Internal, "", err)
-		}
-		if err := each(e); err != nil {
-			return err
-		}
-	}
-	if err := lines.Err(); err != nil {
-		return transportError("guest.Logs", err)
-	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"strings"
 	"testing"
 
-	processpb "github.com/atoll-run/atoll/guest/gen/process"
 	"github.com/atoll-run/atoll/guest/wire"
 )
 
@@ -21,7 +20,7 @@ func FuzzResult(f *testing.F) {
 	f.Add("exit status 3", int32(3), true)
 	f.Add("signal: segmentation fault (core dumped)", int32(-1), false)
 	f.Fuzz(func(t *testing.T, status string, code int32, exited bool) {
-		r := resultOf(&processpb.ProcessEvent_EndEvent{Status: status, ExitCode: code, Exited: exited})
+		r := newResult(exited, int(code), status, "")
 		if r.Signal != 0 && (exited || r.ExitCode != -1 || r.ShellCode() <= 128) {
 			t.Fatalf("got %+v", r)
 		}

@@ -28,13 +28,28 @@ type Command struct {
 }
 
 // Size is the size of a terminal in characters.
-type Size struct{ Cols, Rows uint32 }
+type Size struct {
+	Cols uint32 `json:"cols"`
+	Rows uint32 `json:"rows"`
+}
+
+// LoginShell is the best shell that a sandbox has, as a login shell.
+var LoginShell = []string{"/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash -l || exec sh -l"}
+
+// Control reaches a process without seeing what it does.
+type Control struct {
+	PID    int
+	client *Client
+}
+
+// Control reaches the process with a PID that Start gave.
+func (c *Client) Control(pid int) Control { return Control{PID: pid, client: c} }
 
 // Process is the view of one client on a process. The process goes on when the
 // view is closed.
 type Process struct {
-	PID    int
-	client *Client
+	Control
+	name   string // the command, or how it was selected
 	cancel context.CancelFunc
 	ended  bool // End was returned
 
@@ -115,7 +130,7 @@ func (c *Client) Start(ctx context.Context, cmd Command) (*Process, error) {
 // from now on.
 func (c *Client) Connect(ctx context.Context, pid int) (*Process, error) {
 	sel := &processpb.ProcessSelector{Selector: &processpb.ProcessSelector_Pid{Pid: uint32(pid)}}
-	return c.connect(ctx, fmt.Sprint(pid), sel)
+	return c.connect(ctx, c.Control(pid).String(), sel)
 }
 
 // ConnectTag is Connect for the oldest process that has a tag.
@@ -142,7 +157,7 @@ func open[M any, P eventMessage[M]](c *Client, op, subject string, cancel contex
 		cancel()
 		return nil, rpcError(op, subject, err)
 	}
-	p := &Process{client: c, cancel: cancel}
+	p := &Process{Control: c.Control(0), name: subject, cancel: cancel}
 	p.receive = func() (*processpb.ProcessEvent, error) {
 		for stream.Receive() {
 			if e := P(stream.Msg()).GetEvent(); e.GetKeepalive() == nil {
@@ -176,11 +191,12 @@ func (p *Process) Next() (Event, error) {
 	}
 	e, err := p.receive()
 	if err != nil {
-		return Event{}, rpcError("guest.Next", fmt.Sprint(p.PID), err)
+		return Event{}, rpcError("guest.Next", p.name, err)
 	}
 	if end := e.GetEnd(); end != nil {
 		p.ended = true
-		return Event{Kind: End, Result: resultOf(end)}, nil
+		result := newResult(end.GetExited(), int(end.GetExitCode()), end.GetStatus(), end.GetError())
+		return Event{Kind: End, Result: &result}, nil
 	}
 	switch out := e.GetData().GetOutput().(type) {
 	case *processpb.ProcessEvent_DataEvent_Stdout:
@@ -193,9 +209,10 @@ func (p *Process) Next() (Event, error) {
 	return p.Next() // a kind of event that we do not know
 }
 
-func resultOf(end *processpb.ProcessEvent_EndEvent) *Result {
-	r := &Result{ExitCode: int(end.GetExitCode()), Status: end.GetStatus(), Message: end.GetError()}
-	if !end.GetExited() {
+// newResult reads how a process ended from what the protocol says of it.
+func newResult(exited bool, code int, status, message string) Result {
+	r := Result{ExitCode: code, Status: status, Message: message}
+	if !exited {
 		// The protocol names the signal only by its description.
 		name, _ := strings.CutSuffix(strings.TrimPrefix(r.Status, "signal: "), " (core dumped)")
 		for sig := syscall.Signal(1); sig <= 64; sig++ {
@@ -226,7 +243,7 @@ func (p *Process) Wait(stdout, stderr io.Writer) (Result, error) {
 			continue
 		}
 		if _, err := to.Write(e.Data); err != nil {
-			return Result{}, sandbox.E("guest.Wait", sandbox.Canceled, fmt.Sprint(p.PID), err)
+			return Result{}, sandbox.E("guest.Wait", sandbox.Canceled, p.name, err)
 		}
 	}
 }
@@ -238,7 +255,10 @@ func (p *Process) Close() error {
 	return nil
 }
 
-func (p *Process) selector() *processpb.ProcessSelector {
+// String names the process in errors.
+func (p Control) String() string { return fmt.Sprintf("process %d", p.PID) }
+
+func (p Control) selector() *processpb.ProcessSelector {
 	return &processpb.ProcessSelector{Selector: &processpb.ProcessSelector_Pid{Pid: uint32(p.PID)}}
 }
 
@@ -246,7 +266,7 @@ func (p *Process) selector() *processpb.ProcessSelector {
 const maxInput = 256 << 10
 
 // Write sends input to the process's stdin, or to its terminal if it has one.
-func (p *Process) Write(ctx context.Context, data []byte, pty bool) error {
+func (p Control) Write(ctx context.Context, data []byte, pty bool) error {
 	for len(data) > 0 {
 		part := data[:min(len(data), maxInput)]
 		data = data[len(part):]
@@ -256,27 +276,27 @@ func (p *Process) Write(ctx context.Context, data []byte, pty bool) error {
 		}
 		_, err := p.client.process.SendInput(ctx, &processpb.SendInputRequest{Process: p.selector(), Input: in})
 		if err != nil {
-			return rpcError("guest.Write", fmt.Sprint(p.PID), err)
+			return rpcError("guest.Write", p.String(), err)
 		}
 	}
 	return nil
 }
 
 // CloseStdin ends the process's input.
-func (p *Process) CloseStdin(ctx context.Context) error {
+func (p Control) CloseStdin(ctx context.Context) error {
 	_, err := p.client.process.CloseStdin(ctx, &processpb.CloseStdinRequest{Process: p.selector()})
-	return rpcError("guest.CloseStdin", fmt.Sprint(p.PID), err)
+	return rpcError("guest.CloseStdin", p.String(), err)
 }
 
 // Resize changes the size of the process's terminal.
-func (p *Process) Resize(ctx context.Context, size Size) error {
+func (p Control) Resize(ctx context.Context, size Size) error {
 	pty := &processpb.PTY{Size: &processpb.PTY_Size{Cols: size.Cols, Rows: size.Rows}}
 	_, err := p.client.process.Update(ctx, &processpb.UpdateRequest{Process: p.selector(), Pty: pty})
-	return rpcError("guest.Resize", fmt.Sprint(p.PID), err)
+	return rpcError("guest.Resize", p.String(), err)
 }
 
 // Signal signals the process and its group.
-func (p *Process) Signal(ctx context.Context, sig syscall.Signal) error {
+func (p Control) Signal(ctx context.Context, sig syscall.Signal) error {
 	return p.client.Signal(ctx, p.PID, sig)
 }
 
@@ -285,7 +305,7 @@ func (p *Process) Signal(ctx context.Context, sig syscall.Signal) error {
 func (c *Client) Signal(ctx context.Context, pid int, sig syscall.Signal) error {
 	sel := &processpb.ProcessSelector{Selector: &processpb.ProcessSelector_Pid{Pid: uint32(pid)}}
 	_, err := c.process.SendSignal(ctx, &processpb.SendSignalRequest{Process: sel, Signal: processpb.Signal(sig)})
-	return rpcError("guest.Signal", fmt.Sprint(pid), err)
+	return rpcError("guest.Signal", c.Control(pid).String(), err)
 }
 
 // Running is one process that List found.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -108,45 +109,48 @@ func (n *Node) Events(ctx context.Context, since uint64) <-chan sandbox.Event {
 	return n.hub.watch(ctx, since)
 }
 
-// Wait returns once the sandbox is in one of the states. A sandbox that was
-// removed counts as Terminated. Asked for a state that can no longer come, it
-// fails with Conflict.
+// Wait returns once the sandbox is in one of the states; with none given, once
+// there is nothing more to wait for: its main command or the sandbox has ended.
+// A sandbox that was removed counts as Terminated. Asked for a state that can no
+// longer come, it fails with Conflict.
 func (n *Node) Wait(ctx context.Context, ref string, states ...sandbox.State) (Sandbox, error) {
 	const op = "node.Wait"
 	// Watch first, then look: a change between the two is then not missed.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	events := n.hub.watch(ctx, n.hub.last())
-	sb, err := n.Get(ctx, ref)
+	e, err := n.find(op, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	for {
-		for _, s := range states {
-			if sb.State == s {
-				return sb, nil
-			}
-		}
-		if sb.State == sandbox.Terminated || sb.State == sandbox.Error {
+		sb := n.latest(e)
+		ended := sb.State == sandbox.Terminated || sb.State == sandbox.Error
+		switch {
+		case slices.Contains(states, sb.State), len(states) == 0 && (ended || sb.Main.over()):
+			return sb, nil
+		case ended:
 			return sb, sandbox.Errorf(op, sandbox.Conflict, sb.Name, "it is %s and will not be %v", sb.State, states)
 		}
 		for changed := false; !changed; {
-			e, ok := <-events
+			ev, ok := <-events
 			if !ok {
 				return sb, sandbox.E(op, "", sb.Name, ctx.Err())
 			}
-			changed = e.Sandbox == sb.ID
-		}
-		now, err := n.Get(ctx, sb.ID)
-		switch {
-		case sandbox.Is(err, sandbox.NotFound):
-			sb.State = sandbox.Terminated
-		case err != nil:
-			return sb, err
-		default:
-			sb = now
+			changed = ev.Sandbox == sb.ID
 		}
 	}
+}
+
+// latest is the entry's record; of one that is kept no more, the last there was.
+func (n *Node) latest(e *entry) Sandbox {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	sb := e.rec
+	if n.entries[sb.ID] != e {
+		sb.State = sandbox.Terminated
+	}
+	return sb
 }
 
 func (h *hub) last() uint64 {

@@ -194,6 +194,11 @@ func child(s Snapshot, req CreateRequest) Sandbox {
 	rec.ID, rec.Name, rec.State, rec.Reason, rec.Parent = sandbox.NewID(), req.Name, sandbox.Creating, "", s.ID
 	rec.CreatedAt, rec.StartedAt, rec.EndedAt, rec.PausedAt = now, now, nil, nil
 	rec.Suspended, rec.Pooled = "", ""
+	// A main command goes on in the child, for nobody; without the memory it is
+	// not there.
+	if rec.Main = rec.Main.detached(); !s.Memory {
+		rec.Main = nil
+	}
 	rec.Team = cmp.Or(req.Team, rec.Team)
 	rec.Env = merged(rec.Env, req.Env)
 	rec.User, rec.Workdir = cmp.Or(req.User, rec.User), cmp.Or(req.Workdir, rec.Workdir)
@@ -213,6 +218,7 @@ func child(s Snapshot, req CreateRequest) Sandbox {
 	if req.Lifecycle != (Lifecycle{}) {
 		rec.Lifecycle = req.Lifecycle
 	}
+	rec.Lifecycle.Remove = req.Lifecycle.Remove // what became of a parent's child is worth a look
 	rec.Lifecycle.Timeout = cmp.Or(req.Timeout, rec.Lifecycle.Timeout)
 	rec.EndAt = deadline(now, rec.Lifecycle.Timeout)
 	rec.Spec.ID, rec.Spec.Link = rec.ID, nil

@@ -37,7 +37,7 @@ func (n *Node) end(e *entry, reason string) error {
 	ctx, stop := context.WithTimeout(context.Background(), removeTimeout)
 	defer stop()
 	rec := n.record(e)
-	rec.State, rec.Reason = sandbox.Terminating, reason
+	rec.State, rec.Reason, rec.Main = sandbox.Terminating, reason, rec.Main.ended(MainLost, 0, "its sandbox was removed")
 	if err := n.save(ctx, e, rec); err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 	}
 	snap, err := n.takeSnapshot(ctx, rec, Snapshot{Auto: autoPause}, sandbox.SnapshotOptions{})
 	if err == nil {
-		paused.Suspended, paused.Spec.Link = snap.ID, nil
+		paused.Suspended, paused.Spec.Link, paused.Main = snap.ID, nil, rec.Main.detached()
 		err = n.save(ctx, e, paused)
 	}
 	if err != nil {
@@ -200,6 +200,7 @@ func (n *Node) resume(ctx context.Context, e *entry) (Sandbox, bool, error) {
 		n.undoStart(e, rec)
 		return Sandbox{}, false, err
 	}
+	n.followMain(e)
 	if err := n.dropSnapshot(rec.Suspended); err != nil {
 		n.log.Error("removing a resumed sandbox's snapshot", "snapshot", rec.Suspended, "error", err)
 	}

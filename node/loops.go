@@ -121,6 +121,7 @@ func (n *Node) apply(ctx context.Context, a action, seen observed) error {
 		return n.pauseInTime(ctx, e, rec)
 	case actAdopt:
 		n.adoptPorts(e, rec)
+		n.followMain(e)
 	}
 	return nil
 }
@@ -167,7 +168,7 @@ func (n *Node) lose(ctx context.Context, e *entry, reason string) error {
 		nudge(n.poolKick)
 		return n.end(e, reason)
 	}
-	rec.State, rec.Reason, rec.EndAt = sandbox.Error, reason, nil
+	rec.State, rec.Reason, rec.EndAt, rec.Main = sandbox.Error, reason, nil, rec.Main.ended(MainLost, 0, "its sandbox was lost")
 	if err := n.save(ctx, e, rec); err != nil {
 		return err
 	}

@@ -79,6 +79,7 @@ type entry struct {
 	listeners map[int]*listener // by guest port
 	client    *guest.Client     // nil until first used
 	samples   []sandbox.Stats   // oldest first, at most samplesKept
+	watch     *mainWatch        // of the main command; nil when nobody watches
 }
 
 func newEntry(r Sandbox) *entry {
@@ -125,12 +126,13 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	if err := n.loadAll(ctx); err != nil {
 		return nil, err
 	}
+	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.reconcile(ctx)
 	n.sweepInternal()
+	n.sweepAbandoned()
 	n.sweepNetwork()
 	n.sweepSnapshots()
 
-	n.background, n.stop = context.WithCancel(context.WithoutCancel(ctx))
 	n.done.Add(3 + len(cfg.Runtimes))
 	go n.reconcileLoop(n.background)
 	go n.sampleLoop(n.background)
@@ -227,6 +229,10 @@ func (e *entry) closeLocal() {
 	if e.client != nil {
 		e.client.CloseIdle()
 		e.client = nil
+	}
+	if e.watch != nil {
+		e.watch.stop()
+		e.watch = nil
 	}
 }
 

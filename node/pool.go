@@ -64,10 +64,11 @@ func (n *Node) pooled(template string) []Sandbox {
 }
 
 // claim gives a waiting sandbox to a request that asks for nothing that the
-// waiting one does not have. It reports false when there is none.
-func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from origin) (Sandbox, bool) {
+// waiting one does not have. It reports false when there is none. The entry's
+// op is held on return.
+func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from origin) (*entry, Sandbox, bool) {
 	if req.Fresh || len(want.Spec.Mounts) > 0 || len(want.Spec.Labels) > 0 {
-		return Sandbox{}, false
+		return nil, Sandbox{}, false
 	}
 	for _, candidate := range n.pooled(from.template.ID) {
 		preferred := len(req.Runtimes) == 0 || req.Runtimes[0] == candidate.Runtime
@@ -79,14 +80,14 @@ func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from 
 			continue // somebody else is claiming it
 		}
 		sb, err := n.claimOne(ctx, e, want)
-		e.op.unlock()
 		nudge(n.poolKick)
 		if err == nil {
-			return sb, true
+			return e, sb, true
 		}
+		e.op.unlock()
 		n.log.Warn("claiming from a pool", "sandbox", candidate.ID, "error", err)
 	}
-	return Sandbox{}, false
+	return nil, Sandbox{}, false
 }
 
 // claimable reports whether a waiting sandbox can become what is wanted.

@@ -27,6 +27,8 @@ type Sandbox struct {
 	Workdir string                `json:"workdir,omitempty"`
 	// Command is what the image would run, entrypoint first; nil when it names none.
 	Command []string `json:"command,omitempty"`
+	// Main is what it was made for; nil when it was just made.
+	Main *Main `json:"main,omitempty"`
 
 	Metadata map[string]string `json:"metadata,omitempty"` // the user's; filterable
 	Ports    []Port            `json:"ports,omitempty"`
@@ -63,7 +65,8 @@ func (s Sandbox) hidden() bool { return s.Pooled != "" || s.Internal }
 type Lifecycle struct {
 	OnTimeout  TimeoutAction `json:"onTimeout,omitempty"`  // default: kill
 	AutoResume bool          `json:"autoResume,omitempty"` // traffic resumes a paused sandbox
-	// Remove drops the record as soon as the sandbox has ended, as `--rm`.
+	// Remove ends the sandbox with its main command and drops the record as soon
+	// as it has ended, as `--rm`.
 	Remove bool `json:"remove,omitempty"`
 	// Timeout is granted anew when traffic resumes the sandbox.
 	Timeout time.Duration `json:"timeout,omitempty"`

@@ -11,6 +11,7 @@ const (
 	EventError    EventKind = "error"    // something failed; State may be Error
 	EventResource EventKind = "resource" // a limit was reached or is near: out of memory, disk full
 	EventHealth   EventKind = "health"   // the guest stopped or began to answer
+	EventMain     EventKind = "main"     // the main command started or ended
 )
 
 // Event is something that happened to a sandbox.

@@ -39,6 +39,8 @@ type Backend interface {
 type Sandboxes interface {
 	// Create returns when the guest answers and is initialised.
 	Create(ctx context.Context, req node.CreateRequest) (node.Sandbox, error)
+	// Run is Create and the start of a main command; see node.Run.
+	Run(ctx context.Context, req node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error)
 	Get(ctx context.Context, ref string) (node.Sandbox, error)
 	// List returns the newest first, without the tokens.
 	List(ctx context.Context, f node.Filter) ([]node.Sandbox, error)
@@ -52,7 +54,8 @@ type Sandboxes interface {
 	UpdateNetwork(ctx context.Context, ref string, p sandbox.NetworkPolicy) error
 	Fork(ctx context.Context, ref string, count int, req node.CreateRequest) ([]node.ForkResult, error)
 	Stats(ctx context.Context, ref string) (sandbox.Stats, error)
-	// Wait returns when the sandbox is in one of the states.
+	// Wait returns when the sandbox is in one of the states; with none, when its
+	// main command or it has ended.
 	Wait(ctx context.Context, ref string, states ...sandbox.State) (node.Sandbox, error)
 	// Dial opens a byte stream to a TCP port on the sandbox's loopback. The
 	// connection has CloseWrite, which the sandbox sees as the end of the stream.

@@ -161,6 +161,11 @@ func (c *Client) Create(ctx context.Context, req node.CreateRequest) (node.Sandb
 	return ask[node.Sandbox](ctx, c, "native.Create", http.MethodPost, "/sandboxes", nil, req)
 }
 
+// Run implements Backend.
+func (c *Client) Run(ctx context.Context, req node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error) {
+	return follow[node.RunEvent, node.Sandbox](ctx, c, "native.Run", "/run", nil, req, report)
+}
+
 // Get implements Backend.
 func (c *Client) Get(ctx context.Context, ref string) (node.Sandbox, error) {
 	return ask[node.Sandbox](ctx, c, "native.Get", http.MethodGet, sandboxPath(ref, ""), nil, nil)

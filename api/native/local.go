@@ -38,6 +38,11 @@ func (l *Local) Create(ctx context.Context, req node.CreateRequest) (node.Sandbo
 	return l.node.Create(ctx, req)
 }
 
+// Run implements Backend.
+func (l *Local) Run(ctx context.Context, req node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error) {
+	return l.node.Run(ctx, req, report)
+}
+
 // Get implements Backend.
 func (l *Local) Get(ctx context.Context, ref string) (node.Sandbox, error) {
 	return l.node.Get(ctx, ref)

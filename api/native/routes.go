@@ -108,6 +108,10 @@ func sandboxRoutes() []route {
 		on("POST", "/api/v1/sandboxes", "Create a sandbox", func(c *call, in node.CreateRequest) (node.Sandbox, error) {
 			return c.backend.Create(c.ctx, in)
 		}),
+		onStream("POST", "/api/v1/run", "Create a sandbox and run its main command; it goes with a client that is attached, if it is to be removed",
+			func(c *call, in node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error) {
+				return c.backend.Run(c.ctx, in, report)
+			}),
 		on("GET", "/api/v1/sandboxes", "List sandboxes, newest first", func(c *call, _ none) ([]node.Sandbox, error) {
 			f, err := filterOf(c.r.URL.Query())
 			if err != nil {
@@ -151,7 +155,7 @@ func sandboxRoutes() []route {
 		on("GET", "/api/v1/sandboxes/{ref}/stats", "What a sandbox uses now", func(c *call, _ none) (sandbox.Stats, error) {
 			return c.backend.Stats(c.ctx, c.ref())
 		}),
-		on("GET", "/api/v1/sandboxes/{ref}/wait", "Answer when the sandbox is in one of the states", func(c *call, _ none) (node.Sandbox, error) {
+		on("GET", "/api/v1/sandboxes/{ref}/wait", "Answer when the sandbox is in one of the states; with none, when its main command or it has ended", func(c *call, _ none) (node.Sandbox, error) {
 			var states []sandbox.State
 			for _, s := range c.r.URL.Query()["state"] {
 				states = append(states, sandbox.State(s))

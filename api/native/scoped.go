@@ -68,6 +68,13 @@ func (s scoped) Create(ctx context.Context, req node.CreateRequest) (node.Sandbo
 	return s.Backend.Create(ctx, req)
 }
 
+func (s scoped) Run(ctx context.Context, req node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error) {
+	if err := s.admit(&req.Sandbox); err != nil {
+		return node.Sandbox{}, err
+	}
+	return s.Backend.Run(ctx, req, report)
+}
+
 func (s scoped) Get(ctx context.Context, ref string) (node.Sandbox, error) { return s.own(ctx, ref) }
 
 func (s scoped) List(ctx context.Context, f node.Filter) ([]node.Sandbox, error) {

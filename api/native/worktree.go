@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 
-	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -41,26 +40,9 @@ type MergeResult struct {
 	Files  []string `json:"files"`          // that changed in the repository's working tree
 }
 
-func (l *Local) worktree(ctx context.Context, op, ref string) (*worktree.Runtime, string, error) {
-	sb, err := l.node.Get(ctx, ref)
-	if err != nil {
-		return nil, "", err
-	}
-	r, err := l.node.Runtime(sb.Runtime)
-	if err != nil {
-		return nil, "", err
-	}
-	w, ok := r.(*worktree.Runtime)
-	if !ok {
-		return nil, "", sandbox.Errorf(op, sandbox.Unsupported, sb.Name, "a %s sandbox is not the working tree of a repository", sb.Runtime).
-			WithHint("make one with `--runtime worktree` and the path of a repository")
-	}
-	return w, sb.ID, nil
-}
-
 // Diff implements Backend.
 func (l *Local) Diff(ctx context.Context, ref string, w io.Writer) error {
-	r, id, err := l.worktree(ctx, "native.Diff", ref)
+	r, id, err := l.node.WorkingTrees(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -70,14 +52,14 @@ func (l *Local) Diff(ctx context.Context, ref string, w io.Writer) error {
 // Merge implements Backend.
 func (l *Local) Merge(ctx context.Context, ref string, req MergeRequest) (MergeResult, error) {
 	const op = "native.Merge"
-	r, id, err := l.worktree(ctx, op, ref)
+	r, id, err := l.node.WorkingTrees(ctx, ref)
 	if err != nil {
 		return MergeResult{}, err
 	}
-	var m worktree.Merged
+	var m sandbox.Merged
 	switch req.Mode {
 	case "", MergeCommits, MergeSquash:
-		m, err = r.Merge(ctx, id, worktree.MergeOptions{Message: req.Message, Squash: req.Mode == MergeSquash, Force: req.Force})
+		m, err = r.Merge(ctx, id, sandbox.MergeOptions{Message: req.Message, Squash: req.Mode == MergeSquash, Force: req.Force})
 	case MergeApply:
 		m, err = r.Apply(ctx, id, req.Force)
 	default:

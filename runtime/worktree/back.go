@@ -211,24 +211,11 @@ func (l *limitedWriter) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-// MergeOptions says how work is taken over into the branch that the user's
-// repository has checked out.
-type MergeOptions struct {
-	Message string // of the commit, and of the sandbox's last one; empty: a default
-	Squash  bool   // one commit instead of the sandbox's own history
-	// Force merges although the user's working tree has changes that are not
-	// committed. They are kept: if the merge would touch one of these files, it
-	// fails with Conflict.
-	Force bool
-}
-
-// Merged is what became of a merge.
-type Merged struct {
-	Branch string   // where the sandbox's work is kept in any case
-	Work   string   // the commit with the sandbox's work
-	Head   string   // the commit that the user's branch is at now; empty after Apply
-	Files  []string // that changed in the user's working tree
-}
+// MergeOptions and Merged are the words of every runtime with working trees.
+type (
+	MergeOptions = sandbox.MergeOptions
+	Merged       = sandbox.Merged
+)
 
 // Conflicts is the cause of an error of kind Conflict when the sandbox and the
 // user changed the same lines.
