@@ -233,6 +233,9 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	if err != nil {
 		return err
 	}
+	if err := n.cfg.Images.VerifyRoot(rec.Spec.Root); err != nil {
+		return err
+	}
 	oldToken := ""
 	if snap == "" {
 		err = r.Create(ctx, rec.Spec)
