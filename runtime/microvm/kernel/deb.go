@@ -56,7 +56,7 @@ func unpackDeb(file, dir string) (image string, err error) {
 
 // spill writes a file that need not survive a crash.
 func spill(target string, r io.Reader) error {
-	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	out, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func sweep(dir string) {
 
 // writeSynced writes a new file that survives a crash.
 func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) // the monitor, which is nobody, opens it through our descriptor
 	if err != nil {
 		return err
 	}
