@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,11 +43,11 @@ func boot() (upper *os.File, err error) {
 	if err := loadModules(); err != nil {
 		return nil, err
 	}
-	root, err := findDisk(wire.DiskRoot)
+	root, err := awaitDisk(wire.DiskRoot)
 	if err != nil {
 		return nil, err
 	}
-	overlay, err := findDisk(wire.DiskOverlay)
+	overlay, err := awaitDisk(wire.DiskOverlay)
 	if err != nil {
 		return nil, err
 	}
@@ -58,7 +57,7 @@ func boot() (upper *os.File, err error) {
 		options              string
 	}{
 		{root, lowerDir, "erofs", unix.MS_RDONLY, ""},
-		{overlay, overlayDir, "ext4", unix.MS_NOATIME, "discard"},
+		{overlay, overlayDir, "ext4", unix.MS_NOATIME, "discard,noinit_itable"},
 		{"overlay", rootDir, "overlay", 0, "lowerdir=" + lowerDir + ",upperdir=" + upperDir + ",workdir=" + workDir},
 	} {
 		if err := os.MkdirAll(m.target, 0o755); err != nil {
@@ -128,20 +127,13 @@ func loadModules() error {
 	return nil
 }
 
-// findDisk returns the device of the disk with the serial number.
-func findDisk(serial string) (string, error) {
+// awaitDisk waits for the device of a disk and returns its path.
+func awaitDisk(name string) (string, error) {
+	path := "/dev/" + name
 	for deadline := time.Now().Add(deviceWait); ; time.Sleep(time.Millisecond) {
-		found, err := filepath.Glob("/sys/block/*/serial")
-		if err != nil {
-			return "", err
-		}
-		for _, path := range found {
-			if text, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(text)) == serial {
-				return filepath.Join("/dev", filepath.Base(filepath.Dir(path))), nil
-			}
-		}
-		if time.Now().After(deadline) {
-			return "", fmt.Errorf("no disk has the serial number %q", serial)
+		_, err := os.Stat(path)
+		if err == nil || !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
+			return path, err
 		}
 	}
 }

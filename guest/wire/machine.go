@@ -8,10 +8,10 @@ import (
 // What a machine and the runtime that makes it agree on, when the agent is the
 // first process of an initramfs.
 const (
-	MachineSerial = "atoll"         // name of the virtio-serial port that leads to the agent
-	DiskRoot      = "atoll-root"    // serial number of the disk with the read-only root, EROFS
-	DiskOverlay   = "atoll-overlay" // serial number of the disk that is written, ext4
-	ModulesDir    = "/modules"      // in the initramfs: modules, to be loaded in the order of their names
+	MachineSerial = "atoll.guest" // name of the virtio-serial port that leads to the agent
+	DiskRoot      = "vda"         // the first disk: the read-only root, EROFS
+	DiskOverlay   = "vdb"         // the second: what the machine writes, ext4
+	ModulesDir    = "/modules"    // in the initramfs: modules, to be loaded in the order of their names
 )
 
 // Machine is the body of POST /machine, by which the runtime gives a machine
