@@ -12,6 +12,7 @@ import (
 
 	"github.com/atoll-run/atoll/llm/gguf"
 	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/tensor"
 )
 
 // sample is a small file with every kind of metadata and several types.
@@ -33,9 +34,9 @@ func sample(t testing.TB) (*gguf.File, []byte) {
 		}
 	}
 	f, err := gguf.New(m, []gguf.Tensor{
-		{Name: "norm", Type: gguf.F32, Dims: []int64{5}},
-		{Name: "w", Type: gguf.Q4_0, Dims: []int64{64, 3}},
-		{Name: "k", Type: gguf.Q6_K, Dims: []int64{256, 2, 2}},
+		{Name: "norm", Type: tensor.F32, Dims: []int64{5}},
+		{Name: "w", Type: tensor.Q4_0, Dims: []int64{64, 3}},
+		{Name: "k", Type: tensor.Q6_K, Dims: []int64{256, 2, 2}},
 	})
 	if err != nil {
 		t.Fatal(err)
