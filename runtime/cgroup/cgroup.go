@@ -186,40 +186,56 @@ func (c *Group) Limit(l Limits) error {
 	return nil
 }
 
-// Run calls start in a thread that lies in the group, so that the process that
-// it starts is born there. fd is the group's directory in version 2, where
-// processes are born in a group by clone itself, and -1 in version 1.
+// Run calls start in a thread of its own that lies in the group, so that the
+// process that it starts is born there. The thread ends with the call: start may
+// restrict it, so that its child inherits that. fd is the group's directory in
+// version 2, where processes are born in a group by clone itself, and -1 in version 1.
 func (c *Group) Run(start func(fd int) error) error {
+	fd, back := -1, []*os.File(nil)
 	if c.parent.v2 {
 		f, err := os.Open(c.parent.dirs(c.name)[0])
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		return start(int(f.Fd()))
+		fd = int(f.Fd())
+	} else {
+		// The thread goes back before it ends: the group must not wait for that.
+		for _, dir := range c.parent.home {
+			f, err := os.OpenFile(filepath.Join(dir, tasksName), os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			back = append(back, f)
+		}
 	}
 	errc := make(chan error, 1)
 	go func() {
-		// Only this thread moves. Should it not come back, it ends with the goroutine.
-		runtime.LockOSThread()
-		err := moveThread(c.parent.dirs(c.name))
+		runtime.LockOSThread() // and never unlocked
+		var err error
+		if !c.parent.v2 {
+			err = moveThread(c.parent.dirs(c.name))
+		}
 		if err == nil {
-			err = start(-1)
+			err = start(fd)
 		}
-		if back := moveThread(c.parent.home); back != nil {
-			errc <- errors.Join(err, back)
-			return
+		for _, f := range back {
+			_, werr := f.WriteString(strconv.Itoa(unix.Gettid()))
+			err = errors.Join(err, werr)
 		}
-		runtime.UnlockOSThread()
 		errc <- err
 	}()
 	return <-errc
 }
 
+// tasksName is the file of a group of version 1 that threads are moved by.
+const tasksName = "tasks"
+
 // moveThread moves the calling thread into groups of version 1.
 func moveThread(dirs []string) error {
 	for _, dir := range dirs {
-		if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, tasksName), []byte(strconv.Itoa(unix.Gettid())), 0o644); err != nil {
 			return err
 		}
 	}

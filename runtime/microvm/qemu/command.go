@@ -1,0 +1,177 @@
+package qemu
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+)
+
+// translationCache is how much code TCG keeps translated, in MiB. More makes
+// clones larger, not faster.
+const translationCache = 64
+
+// consoleSize is how much of what the guest's kernel says last is kept, in
+// bytes: enough for a panic.
+const consoleSize = 16 << 10
+
+// command is what QEMU is told at its start. Numbers are of descriptors in the
+// new process; 0 is none.
+type command struct {
+	acceleration
+	port   string // name of the guest's serial port
+	size   int64  // of memory, bytes
+	shared bool
+	cpus   int
+	mac    net.HardwareAddr
+	kernel *kernelFiles // nil: the machine waits for state
+
+	control, serial, memory, tap int
+	disks                        []diskFiles
+}
+
+// kernelFiles is what to boot, as descriptors.
+type kernelFiles struct {
+	image, initrd int
+	args          string
+}
+
+// diskFiles is one disk.
+type diskFiles struct {
+	serial   string
+	layers   []layerFile // from the lowest
+	writable bool        // and so qcow2
+}
+
+// layerFile is the descriptors of one layer. QEMU opens a writable layer anew,
+// for reading only, when another one is put upon it.
+type layerFile struct {
+	read  int
+	write int // 0: the layer is not written
+}
+
+// arguments is QEMU's command line. All devices are named, so that state of one
+// machine fits another that was made of the same things.
+func (c command) arguments() []string {
+	args := []string{
+		"-M", "microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on",
+		"-accel", c.accel(), "-cpu", c.cpu(), "-smp", strconv.Itoa(c.cpus), "-m", kib(c.size),
+		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%s,mem-path=/proc/self/fd/%d,share=%s", kib(c.size), c.memory, onOff(c.shared)),
+		"-nodefaults", "-no-user-config", "-display", "none",
+		// A guest that ends leaves QEMU standing until its last words are read.
+		"-action", "reboot=shutdown,shutdown=pause,panic=pause",
+		"-global", "migration.send-configuration=off",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		// Whoever made us is connected already, so that waiting is over at once; later ones may come and go.
+		"-chardev", fmt.Sprintf("socket,id=control,fd=%d,server=on,wait=off", c.control), "-mon", "chardev=control,mode=control",
+		"-chardev", fmt.Sprintf("ringbuf,id=console,size=%d", consoleSize), "-serial", "chardev:console",
+		"-device", "virtio-serial-device,id=serial",
+		"-chardev", fmt.Sprintf("socket,id=guest,fd=%d,server=on,wait=on", c.serial),
+		"-device", "virtserialport,chardev=guest,name=" + c.port,
+		"-device", "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
+		"-device", "virtio-rng-device,id=rng",
+	}
+	for i, d := range c.disks {
+		args = append(args, d.arguments(i)...)
+	}
+	if c.tap > 0 {
+		args = append(args, "-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", c.tap),
+			"-device", "virtio-net-device,id=nic,netdev=net,mac="+c.mac.String())
+	}
+	if k := c.kernel; k != nil {
+		return append(args, "-kernel", fdPath(k.image), "-initrd", fdPath(k.initrd), "-append", c.kernelArgs()+k.args)
+	}
+	return append(args, "-incoming", "defer")
+}
+
+// arguments describes a disk: its layers, each upon the one before, and the device.
+func (d diskFiles) arguments(disk int) []string {
+	var args []string
+	for i, l := range d.layers {
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", l.read, l.read))
+		readOnly := onOff(l.write == 0)
+		if l.write > 0 {
+			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", l.write, l.read))
+		}
+		format := "driver=raw"
+		if d.writable {
+			format = "driver=qcow2"
+		}
+		if i > 0 {
+			format += ",backing=" + layerName(disk, i-1)
+		}
+		args = append(args,
+			"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,discard=unmap,cache.no-flush=on", fileName(disk, i), l.read, readOnly),
+			"-blockdev", fmt.Sprintf("%s,node-name=%s,file=%s,read-only=%s,discard=unmap", format, layerName(disk, i), fileName(disk, i), readOnly))
+	}
+	return append(args, "-device", fmt.Sprintf("virtio-blk-device,id=disk%d,serial=%s,drive=%s", disk, d.serial, layerName(disk, len(d.layers)-1)))
+}
+
+// layerName and fileName name the nodes of a disk's layer.
+func layerName(disk, layer int) string { return fmt.Sprintf("disk%d-%d", disk, layer) }
+func fileName(disk, layer int) string  { return fmt.Sprintf("file%d-%d", disk, layer) }
+
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+func kib(bytes int64) string { return strconv.FormatInt(bytes>>10, 10) + "k" }
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
+}
+
+// acceleration is how guest code is run on this host.
+type acceleration struct {
+	kvm    bool
+	tscKHz int // of the host; 0 when it cannot be told
+}
+
+func (a acceleration) name() string {
+	if a.kvm {
+		return "kvm"
+	}
+	return "tcg"
+}
+
+func (a acceleration) accel() string {
+	if a.kvm {
+		return "kvm"
+	}
+	return fmt.Sprintf("tcg,thread=single,tb-size=%d", translationCache)
+}
+
+// cpu is the model that the guest sees. Without arat the guest's clock would keep
+// waking an idle emulated machine.
+func (a acceleration) cpu() string {
+	if a.kvm {
+		return "host"
+	}
+	return "Nehalem-v1,+arat"
+}
+
+// kernelArgs is what the guest's kernel must know of the machine, with a space at
+// the end. An emulated clock cannot be calibrated: the emulator may be held up.
+func (a acceleration) kernelArgs() string {
+	args := "console=ttyS0 quiet reboot=t panic=-1 8250.nr_uarts=1 "
+	if !a.kvm {
+		args += "no_timer_check tsc=reliable "
+		if a.tscKHz > 0 {
+			args += fmt.Sprintf("tsc_early_khz=%d ", a.tscKHz)
+		}
+	}
+	return args
+}
+
+// memoryUnit is the unit of memory sizes, memoryOdd what is added. QEMU before 9.0
+// loses pages of an emulated machine that is moved when its memory is a whole
+// number of units.
+const (
+	memoryUnit = 256 << 10
+	memoryOdd  = 8 << 10
+)
+
+// roundMemory makes a size that machines can have of one that was asked for.
+func roundMemory(size int64) int64 {
+	return (size+memoryUnit-1)/memoryUnit*memoryUnit + memoryOdd
+}

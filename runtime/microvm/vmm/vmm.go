@@ -1,0 +1,125 @@
+// Package vmm says what the microVM runtime needs of a virtual machine monitor:
+// to boot a machine, to start one from saved state, and a few things about a
+// machine that runs. docs/microvm.md tells how monitors map to it.
+//
+// Guest memory is a sealed memfd that many machines map privately: a clone costs
+// what it writes. A machine's state is therefore what it changed of that memory,
+// the state of its devices, and the layers of its disk.
+package vmm
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"github.com/atoll-run/atoll/runtime/cgroup"
+	"github.com/atoll-run/atoll/runtime/process"
+)
+
+// PageSize is the unit in which memory is compared and copied, in bytes.
+const PageSize = 4096
+
+// Driver starts machines of one monitor. It may be used from many goroutines.
+type Driver interface {
+	// Version names the monitor, its accelerator and what else device state
+	// depends on: state of one version is never loaded by another.
+	Version() string
+
+	// Memory rounds a size of memory in bytes to one that machines can have.
+	Memory(size int64) int64
+
+	// Start starts a machine. With a Kernel it boots at once; without one it
+	// waits for Load. A failed Start leaves no process.
+	Start(ctx context.Context, c Config) (Machine, error)
+
+	// Adopt takes hold of a machine that an earlier process started with the
+	// directory, or fails when it is gone.
+	Adopt(ctx context.Context, dir string, p *process.Process) (Machine, error)
+}
+
+// Config is what a machine is made of. Files that it holds stay the caller's.
+type Config struct {
+	Dir    string        // of the machine's sockets; exists
+	Port   string        // name of the virtio-serial port to the guest agent
+	Group  *cgroup.Group // in which its process is born; exists
+	Kernel *Kernel       // nil: the machine waits for Load
+	Memory *os.File      // memfd of the guest's memory, as long as that
+	Size   int64         // bytes, as Driver.Memory rounds
+	Shared bool          // writes go to Memory itself; else they are the machine's own
+	CPUs   int           // virtual processors
+	Disks  []Disk        // in the order in which the guest sees them
+	Tap    *os.File      // the machine's network; nil: no network device
+	MAC    net.HardwareAddr
+}
+
+// Kernel is what a machine boots. Paths are the host's.
+type Kernel struct {
+	Image  string
+	Initrd string
+	Args   string // its command line, which the driver adds to
+}
+
+// Disk is one block device.
+type Disk struct {
+	// Serial is the serial number by which the guest finds it.
+	Serial string
+	// Layers are files from the lowest to the uppermost. Those of a writable disk
+	// are qcow2, with headers that name nothing; else there is one, which is raw.
+	Layers []string
+	// Writable says that the guest writes to the uppermost layer.
+	Writable bool
+}
+
+// Machine is one virtual machine. Its calls about state are made one at a time.
+type Machine interface {
+	// Process is the monitor's process.
+	Process() *process.Process
+
+	// Serial returns the host's end of the guest agent's port. There is one at a
+	// time: the machine drops the earlier.
+	Serial() (net.Conn, error)
+
+	// Load gives the device state to a machine that waits, and lets it run.
+	Load(ctx context.Context, devices *os.File) error
+
+	// Pause stops all processors, Resume lets them go on. Both are idempotent.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// SaveDevices writes the state of processors and devices of a paused machine
+	// to a file that is open for writing only.
+	SaveDevices(ctx context.Context, to *os.File) error
+
+	// Changed finds the pages that a paused machine has changed of the memory it
+	// was started with, in ascending order.
+	Changed() ([]Run, error)
+
+	// ReadPages and WritePages copy a whole number of pages, from a paused
+	// machine, and into one that waits for Load.
+	ReadPages(buf []byte, first uint32) error
+	WritePages(buf []byte, first uint32) error
+
+	// AddLayer makes the paused machine write to a new uppermost layer of a disk;
+	// what it wrote before stays as it is.
+	AddLayer(ctx context.Context, disk int, layer string) error
+
+	// MergeLayers copies what lies between the lowest keep layers and the
+	// uppermost one into the latter, while the machine runs.
+	MergeLayers(ctx context.Context, disk, keep int) error
+
+	// Balloon asks the guest to make do with size bytes of memory.
+	Balloon(ctx context.Context, size int64) error
+
+	// Ended is closed when the guest or the monitor has ended; Cause then says
+	// why, in words for the user.
+	Ended() <-chan struct{}
+	Cause() string
+
+	// Kill ends the monitor at once and waits until it is gone. Close lets it go
+	// without ending it. Either is the last call.
+	Kill() error
+	Close() error
+}
+
+// Run is a number of neighbouring pages.
+type Run struct{ First, Count uint32 }
