@@ -5,3 +5,5 @@
 // fit together are defects of the caller and panic as an index out of range does; what comes from files is checked by Pack
 // and Dequantise, which return errors.
 package tensor
+
+//go:generate ./generate.sh

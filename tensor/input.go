@@ -3,47 +3,125 @@ package tensor
 import "math"
 
 // An Input is activations, [tokens][cols], in the forms that products read. The zero Input can be Set; it keeps its buffers.
+// It must not be in more than one MatMul at a time.
 type Input struct {
 	x            []float32
 	tokens, cols int
 
-	rounded bool      // whether what follows has been made of x
-	q       []int8    // [tokens][cols] x in steps of its block's d; a block has 32 columns
-	d       []float32 // [tokens][cols/32]
+	// The int8 form: x in steps of a scale that 32 columns of a token share. Tokens are taken in tiles of as many as kernels
+	// multiply at once, and lie interleaved: for each 32 columns, the tile's first token, its second, and so on.
+	tiles  []tile    // none until it has been made
+	q      []int8    // [tile][cols/32][token of the tile][32]
+	d      []float32 // [tile][cols/32][token of the tile] scales
+	halves []int32   // [tile][cols/32][token of the tile][2] sums of 16 columns of q each
+	made   []summed  // which sums are up to date
+	sums   map[summed][]uint32
 }
+
+// A tile is tokens that are multiplied at once.
+type tile struct{ first, tokens int }
+
+// tileSizes are how many tokens kernels take at once.
+var tileSizes = [...]int{1, 4, 8}
+
+// summed says which sums of activations a type's kernels take: of q times -bias as integers, to make up for bytes that are too
+// large by bias; or, if bias is 0, of q times the scale as floats, for what a type adds to each number. Either is kept as its
+// 32 bits, [tile][cols/32][token of the tile][parts].
+type summed struct {
+	bias  int32
+	parts int // 1 or 2: scales in 32 columns
+}
+
+// columns is how many activations share a scale.
+const columns = 32
 
 // Set takes x, [tokens][cols], which must stay as it is while the Input is used.
 func (in *Input) Set(x []float32, tokens, cols int) {
-	in.x, in.tokens, in.cols, in.rounded = x[:tokens*cols], tokens, cols, false
+	in.x, in.tokens, in.cols = x[:tokens*cols], tokens, cols
+	in.tiles, in.made = in.tiles[:0], in.made[:0]
 }
 
-// block is how many activations share a scale.
-const block = 32
-
-// round makes the int8 form, once.
-func (in *Input) round(p *Pool) {
-	if in.rounded {
-		return
+// tile cuts the tokens into tiles.
+func (in *Input) tile(isa ISA) {
+	sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3}[isa]]
+	for first := 0; first < in.tokens; {
+		n := sizes[len(sizes)-1]
+		for ; n > in.tokens-first; n = sizes[len(sizes)-1] {
+			sizes = sizes[:len(sizes)-1]
+		}
+		in.tiles = append(in.tiles, tile{first, n})
+		first += n
 	}
-	in.rounded = true
-	in.q, in.d = grow(in.q, len(in.x)), grow(in.d, len(in.x)/block)
-	p.Run(len(in.d), 64, func(lo, hi int) {
-		for b := lo; b < hi; b++ {
-			in.d[b] = roundBlock(in.q[b*block:(b+1)*block], in.x[b*block:(b+1)*block])
+}
+
+// round makes the int8 form and the sums of the given kind, unless they have been made.
+func (in *Input) round(p *Pool, kind summed) {
+	blocks := in.cols / columns
+	if len(in.tiles) == 0 {
+		in.tile(p.isa)
+		in.q, in.d, in.halves = grow(in.q, len(in.x)), grow(in.d, in.tokens*blocks), grow(in.halves, in.tokens*blocks*2)
+		p.Run(len(in.tiles), max(1, 4096/in.cols), func(lo, hi int) {
+			for _, t := range in.tiles[lo:hi] {
+				for i := range t.tokens {
+					at := t.first*blocks + i
+					roundRow(p.isa, in.q[at*columns:], in.d[at:], in.halves[2*at:], in.x[(t.first+i)*in.cols:][:in.cols], t.tokens)
+				}
+			}
+		})
+	}
+	for _, k := range in.made {
+		if k == kind {
+			return
+		}
+	}
+	in.made = append(in.made, kind)
+	if in.sums == nil {
+		in.sums = map[summed][]uint32{}
+	}
+	s := grow(in.sums[kind], in.tokens*blocks*kind.parts)
+	in.sums[kind] = s
+	p.Run(len(in.d), 4096, func(lo, hi int) {
+		if kind.parts == 1 {
+			for i := lo; i < hi; i++ {
+				s[i] = kind.word(in.halves[2*i]+in.halves[2*i+1], in.d[i])
+			}
+			return
+		}
+		for i := 2 * lo; i < 2*hi; i++ {
+			s[i] = kind.word(in.halves[i], in.d[i/2])
 		}
 	})
 }
 
-// roundBlock writes x in steps of the scale that it returns, such that the largest is 127.
-func roundBlock(q []int8, x []float32) float32 {
+func (k summed) word(sum int32, d float32) uint32 {
+	if k.bias == 0 {
+		return math.Float32bits(float32(sum) * d)
+	}
+	return uint32(-k.bias * sum)
+}
+
+// roundScalar rounds x by blocks of 32 that lie step blocks apart in q, d and halves.
+func roundScalar(q []int8, d []float32, halves []int32, x []float32, step int) {
+	for b := range len(x) / columns {
+		d[b*step] = roundBlock(q[b*step*columns:][:columns], halves[2*b*step:], x[b*columns:][:columns])
+	}
+}
+
+// roundBlock writes 32 numbers in steps of the scale that it returns, such that the largest is 127, and the sums of both halves.
+func roundBlock(q []int8, halves []int32, x []float32) float32 {
 	var top float32
 	for _, v := range x {
 		top = max(top, v, -v)
 	}
 	d := top / 127
-	inv := inverse(d)
+	var inv float32
+	if d >= 0x1p-126 { // below, 1/d may be infinite
+		inv = 1 / d
+	}
+	halves[0], halves[1] = 0, 0
 	for i, v := range x {
 		q[i] = int8(math.RoundToEven(float64(v * inv)))
+		halves[i/16] += int32(q[i])
 	}
 	return d
 }

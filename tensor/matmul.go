@@ -11,21 +11,24 @@ type Product struct {
 // MatMul computes products that share one input, of as many columns as each matrix has. If a matrix is quantised, so is the
 // input, to int8 in blocks of 32 columns.
 func (p *Pool) MatMul(in *Input, products ...Product) {
-	groups := 0
+	groups, bytes := 0, 0
 	for i := range products {
-		w := &products[i].W
-		if w.Cols != in.cols {
+		d := &products[i]
+		if d.W.Cols != in.cols {
 			panic("tensor: a matrix has other columns than its input") // as an index out of range
 		}
-		if w.Type.Quantised() {
-			in.round(p)
+		if d.W.Type.Quantised() {
+			in.round(p, formats[d.W.Type].sums)
 		}
-		if products[i].Stride == 0 {
-			products[i].Stride = w.Rows
+		if d.Stride == 0 {
+			d.Stride = d.W.Rows
 		}
-		groups += w.groups()
+		groups += d.W.groups()
+		bytes += d.W.Bytes()
 	}
-	p.Run(groups, 1, func(lo, hi int) {
+	// A range of fewer bytes is not worth waking a thread for.
+	grain := max(1, 32<<10*groups/max(1, bytes*min(in.tokens, 8)))
+	p.Run(groups, grain, func(lo, hi int) {
 		for i := range products {
 			n := products[i].W.groups()
 			if lo < n && hi > 0 {
@@ -36,12 +39,8 @@ func (p *Pool) MatMul(in *Input, products ...Product) {
 	})
 }
 
+// groups counts the packed groups of rows, of which the last may be part.
 func (m *Matrix) groups() int { return (m.Rows + Lanes - 1) / Lanes }
-
-// multiply computes groups lo to hi of rows for all tokens.
-func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
-	multiplyScalar(d, in, lo, hi)
-}
 
 // multiplyScalar is what a product means.
 func multiplyScalar(d *Product, in *Input, lo, hi int) {
@@ -58,7 +57,7 @@ func multiplyScalar(d *Product, in *Input, lo, hi int) {
 	}
 }
 
-// dot multiplies a row with the activations of one token, as they are or as they were rounded.
+// dot multiplies a row with the activations of one token, as they are or as they were rounded in tiles of one token.
 func (in *Input) dot(row []float32, token int, rounded bool) float32 {
 	var sum float64
 	if !rounded {
@@ -67,13 +66,13 @@ func (in *Input) dot(row []float32, token int, rounded bool) float32 {
 		}
 		return float32(sum)
 	}
-	for b := range in.cols / block {
-		at := token*in.cols + b*block
+	for b := range in.cols / columns {
+		at := token*in.cols + b*columns
 		var part float64
-		for i, v := range in.q[at : at+block] {
-			part += float64(v) * float64(row[b*block+i])
+		for i, v := range in.q[at : at+columns] {
+			part += float64(v) * float64(row[b*columns+i])
 		}
-		sum += part * float64(in.d[at/block])
+		sum += part * float64(in.d[at/columns])
 	}
 	return float32(sum)
 }

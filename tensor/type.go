@@ -28,9 +28,10 @@ const (
 type format struct {
 	name   string
 	len    int
-	pieces []int // bytes of each piece
-	bytes  int   // their sum
-	signed int   // pieces from here on are signed bytes, packed with 128 added
+	pieces []int  // bytes of each piece
+	bytes  int    // their sum
+	signed int    // pieces from here on are signed bytes, packed with 128 added
+	sums   summed // which sums of activations its kernels take; none if not quantised
 }
 
 var formats = func() map[Type]*format {
@@ -38,18 +39,18 @@ var formats = func() map[Type]*format {
 		F32:    {name: "F32", len: 1, pieces: run(4, 1)},
 		F16:    {name: "F16", len: 1, pieces: run(2, 1)},
 		BF16:   {name: "BF16", len: 2, pieces: run(4, 1)}, // two columns, so that a lane of 32 bits is one row's
-		Q4_0:   {name: "Q4_0", len: 32, pieces: join(run(2, 1), run(4, 4))},
-		Q4_1:   {name: "Q4_1", len: 32, pieces: join(run(2, 2), run(4, 4))},
-		Q5_0:   {name: "Q5_0", len: 32, pieces: join(run(2, 1), run(4, 5))},
-		Q5_1:   {name: "Q5_1", len: 32, pieces: join(run(2, 2), run(4, 5))},
-		Q8_0:   {name: "Q8_0", len: 32, pieces: join(run(2, 1), run(4, 8)), signed: 1},
-		Q2_K:   {name: "Q2_K", len: 256, pieces: join(run(4, 20), run(2, 2))},
-		Q3_K:   {name: "Q3_K", len: 256, pieces: join(run(4, 27), run(2, 1))},
-		Q4_K:   {name: "Q4_K", len: 256, pieces: join(run(2, 2), run(4, 35))},
-		Q5_K:   {name: "Q5_K", len: 256, pieces: join(run(2, 2), run(4, 43))},
-		Q6_K:   {name: "Q6_K", len: 256, pieces: join(run(4, 52), run(2, 1))},
-		IQ4_NL: {name: "IQ4_NL", len: 32, pieces: join(run(2, 1), run(4, 4))},
-		IQ4_XS: {name: "IQ4_XS", len: 256, pieces: join(run(2, 2), run(4, 33))},
+		Q4_0:   {name: "Q4_0", len: 32, pieces: join(run(2, 1), run(4, 4)), sums: summed{8, 1}},
+		Q4_1:   {name: "Q4_1", len: 32, pieces: join(run(2, 2), run(4, 4)), sums: summed{0, 1}},
+		Q5_0:   {name: "Q5_0", len: 32, pieces: join(run(2, 1), run(4, 5)), sums: summed{16, 1}},
+		Q5_1:   {name: "Q5_1", len: 32, pieces: join(run(2, 2), run(4, 5)), sums: summed{0, 1}},
+		Q8_0:   {name: "Q8_0", len: 32, pieces: join(run(2, 1), run(4, 8)), signed: 1, sums: summed{128, 1}},
+		Q2_K:   {name: "Q2_K", len: 256, pieces: join(run(4, 20), run(2, 2)), sums: summed{0, 2}},
+		Q3_K:   {name: "Q3_K", len: 256, pieces: join(run(4, 27), run(2, 1)), sums: summed{4, 2}},
+		Q4_K:   {name: "Q4_K", len: 256, pieces: join(run(2, 2), run(4, 35)), sums: summed{0, 1}},
+		Q5_K:   {name: "Q5_K", len: 256, pieces: join(run(2, 2), run(4, 43)), sums: summed{0, 1}},
+		Q6_K:   {name: "Q6_K", len: 256, pieces: join(run(4, 52), run(2, 1)), sums: summed{32, 2}},
+		IQ4_NL: {name: "IQ4_NL", len: 32, pieces: join(run(2, 1), run(4, 4)), sums: summed{128, 1}},
+		IQ4_XS: {name: "IQ4_XS", len: 256, pieces: join(run(2, 2), run(4, 33)), sums: summed{128, 1}},
 	}
 	for _, f := range m {
 		if f.signed == 0 {

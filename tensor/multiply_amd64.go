@@ -1,0 +1,113 @@
+package tensor
+
+import "slices"
+
+// A dotKernel adds to dst, [tokens][stride], the products of 16 packed rows with a tile of rounded activations.
+type dotKernel = func(dst *float32, stride int, w *byte, q *int8, d *float32, sums *uint32, blocks int)
+
+// A colKernel adds to dst, [tokens][stride], the products of 16 packed rows with activations x, [tokens][xstride].
+type colKernel = func(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// roundRow rounds x by blocks of 32 that lie step blocks apart in q, d and halves.
+func roundRow(isa ISA, q []int8, d []float32, halves []int32, x []float32, step int) {
+	if isa == Scalar {
+		roundScalar(q, d, halves, x, step)
+		return
+	}
+	roundAVX2(&q[0], &d[0], &halves[0], &x[0], len(x)/columns, step)
+}
+
+// together is how many tokens go through a range of rows before the next do: their activations stay in the cache.
+const together = 128
+
+// multiply computes groups lo to hi of rows for all tokens.
+func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
+	if p.isa == Scalar {
+		multiplyScalar(d, in, lo, hi)
+		return
+	}
+	if !d.Add {
+		rows := min(hi*Lanes, d.W.Rows) - lo*Lanes
+		for t := range in.tokens {
+			clear(d.Dst[t*d.Stride+lo*Lanes:][:rows])
+		}
+	}
+	if d.W.Type.Quantised() {
+		multiplyDot(p.isa, d, in, lo, hi)
+	} else {
+		multiplyCols(p.isa, d, in, lo, hi)
+	}
+}
+
+// part is the result of a group whose rows are not all there, for as many tokens as a kernel takes.
+type part [8 * Lanes]float32
+
+// addTo adds the rows that are there.
+func (r *part) addTo(dst []float32, stride, rows, tokens int) {
+	for t := range tokens {
+		Add(dst[t*stride:][:rows], r[t*Lanes:][:rows])
+	}
+}
+
+func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
+	f := formats[d.W.Type]
+	kernels := dotKernels[isa][d.W.Type]
+	sums := in.sums[f.sums]
+	per := in.cols / columns
+	for first := 0; first < len(in.tiles); {
+		last := first
+		for last < len(in.tiles) && in.tiles[last].first < in.tiles[first].first+together {
+			last++
+		}
+		for g := lo; g < hi; g++ {
+			w := d.W.group(g)
+			rows := min(d.W.Rows-g*Lanes, Lanes)
+			for _, t := range in.tiles[first:last] {
+				at := t.first * per
+				kernel := kernels[slices.Index(tileSizes[:], t.tokens)]
+				dst := d.Dst[t.first*d.Stride+g*Lanes:]
+				if rows == Lanes {
+					kernel(&dst[0], d.Stride, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len)
+					continue
+				}
+				var r part
+				kernel(&r[0], Lanes, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len)
+				r.addTo(dst, d.Stride, rows, t.tokens)
+			}
+		}
+		first = last
+	}
+}
+
+func multiplyCols(isa ISA, d *Product, in *Input, lo, hi int) {
+	kernels := colKernels[isa][d.W.Type]
+	for first := 0; first < in.tokens; first += together {
+		for g := lo; g < hi; g++ {
+			w := d.W.group(g)
+			rows := min(d.W.Rows-g*Lanes, Lanes)
+			end := min(first+together, in.tokens)
+			for t := first; t < end; {
+				kernel, n := widest(kernels, end-t)
+				dst, x := d.Dst[t*d.Stride+g*Lanes:], in.x[t*in.cols:]
+				if rows == Lanes {
+					kernel(&dst[0], d.Stride, &w[0], &x[0], in.cols, in.cols)
+				} else {
+					var r part
+					kernel(&r[0], Lanes, &w[0], &x[0], in.cols, in.cols)
+					r.addTo(dst, d.Stride, rows, n)
+				}
+				t += n
+			}
+		}
+	}
+}
+
+// widest returns the kernel for the most tokens up to n, and how many those are.
+func widest(kernels [len(tileSizes)]colKernel, n int) (colKernel, int) {
+	for i := len(tileSizes) - 1; i > 0; i-- {
+		if tileSizes[i] <= n && kernels[i] != nil {
+			return kernels[i], tileSizes[i]
+		}
+	}
+	return kernels[0], 1
+}
