@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -75,7 +76,38 @@ func boot() (upper *os.File, err error) {
 	if upper, err = os.Open(upperDir); err != nil {
 		return nil, err
 	}
+	if err := ownFiles(); err != nil {
+		return nil, err
+	}
 	return upper, switchRoot()
+}
+
+// own are the files that say who the machine is. They are in memory, over those
+// of the root, since they are written whenever a copy of the machine starts.
+var own = []string{"etc/hosts", "etc/hostname", "etc/resolv.conf"}
+
+// ownFiles mounts them, with the content that the root has for them.
+func ownFiles() error {
+	for _, name := range own {
+		inside := filepath.Join(rootDir, name)
+		content, err := os.ReadFile(inside)
+		if info, serr := os.Lstat(inside); serr != nil || !info.Mode().IsRegular() {
+			// A link leads out of the root while that is not ours yet.
+			content = nil
+			err = errors.Join(os.RemoveAll(inside), os.MkdirAll(filepath.Dir(inside), 0o755), os.WriteFile(inside, nil, 0o644))
+		}
+		source := "/" + filepath.Base(name)
+		if err == nil {
+			err = os.WriteFile(source, content, 0o644)
+		}
+		if err == nil {
+			err = unix.Mount(source, inside, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // makeDir makes a directory of the overlay, which is there when the machine is
@@ -113,7 +145,12 @@ func loadModules() error {
 	if err != nil {
 		return err
 	}
+	devices, err := os.ReadDir("/sys/bus/pci/devices")
+	pci := err == nil && len(devices) > 0
 	for _, e := range entries {
+		if strings.Contains(e.Name(), "virtio_pci") && !pci {
+			continue // takes a while, for nothing
+		}
 		f, err := os.Open(filepath.Join(wire.ModulesDir, e.Name()))
 		if err != nil {
 			return err
@@ -140,7 +177,10 @@ func awaitDisk(name string) (string, error) {
 
 // changes returns what writes the machine's changes, without what we write.
 func changes(upper *os.File) func(context.Context, io.Writer) error {
-	ours := map[string]bool{"etc/hosts": true, "etc/hostname": true, "etc/resolv.conf": true, "proc": true, "sys": true, "dev": true}
+	ours := map[string]bool{"proc": true, "sys": true, "dev": true, "run": true}
+	for _, name := range own {
+		ours[name] = true
+	}
 	return func(ctx context.Context, w io.Writer) error {
 		return layer.Write(ctx, w, fmt.Sprintf("/proc/self/fd/%d", upper.Fd()), layer.Options{
 			Overlay: true,

@@ -6,13 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"slices"
-
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/guest/wire"
 )
@@ -65,89 +60,11 @@ func identify(in wire.Machine) error {
 	}
 	if in.Network != nil {
 		errs = append(errs, configure(*in.Network))
+		if in.Network.Resolver.IsValid() {
+			errs = append(errs, os.WriteFile("/etc/resolv.conf", fmt.Appendf(nil, "nameserver %s\n", in.Network.Resolver), 0o644))
+		}
 	}
 	return errors.Join(errs...)
-}
-
-// interfaceName is the name that the kernel gives the first network device.
-const interfaceName = "eth0"
-
-// configure gives the interface its address, in place of all that it had.
-func configure(n wire.MachineNetwork) error {
-	dev, err := netlink.LinkByName(interfaceName)
-	if err != nil {
-		return fmt.Errorf("%s: %w", interfaceName, err)
-	}
-	// Going down forgets routes, neighbours and connections' ways of the past.
-	if err := netlink.LinkSetDown(dev); err != nil {
-		return fmt.Errorf("take %s down: %w", interfaceName, err)
-	}
-	if n.MAC != "" {
-		mac, err := net.ParseMAC(n.MAC)
-		if err != nil {
-			return err
-		}
-		if err := netlink.LinkSetHardwareAddr(dev, mac); err != nil {
-			return fmt.Errorf("set %s's MAC address: %w", interfaceName, err)
-		}
-	}
-	if n.MTU != 0 {
-		if err := netlink.LinkSetMTU(dev, n.MTU); err != nil {
-			return fmt.Errorf("set %s's MTU: %w", interfaceName, err)
-		}
-	}
-	if err := readdress(dev, n); err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(dev); err != nil {
-		return fmt.Errorf("bring %s up: %w", interfaceName, err)
-	}
-	if n.Gateway.IsValid() {
-		route := &netlink.Route{LinkIndex: dev.Attrs().Index, Gw: n.Gateway.AsSlice()}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("route by %s: %w", n.Gateway, err)
-		}
-	}
-	if n.Resolver.IsValid() {
-		return replaceFile("/etc/resolv.conf", fmt.Sprintf("nameserver %s\n", n.Resolver))
-	}
-	return nil
-}
-
-// readdress replaces the addresses of dev.
-func readdress(dev netlink.Link, n wire.MachineNetwork) error {
-	want := &netlink.Addr{IPNet: &net.IPNet{
-		IP:   n.Address.Addr().AsSlice(),
-		Mask: net.CIDRMask(n.Address.Bits(), n.Address.Addr().BitLen()),
-	}}
-	have, err := netlink.AddrList(dev, netlink.FAMILY_ALL)
-	if err != nil {
-		return err
-	}
-	stays := func(a netlink.Addr) bool { return a.Equal(*want) }
-	for _, a := range slices.DeleteFunc(slices.Clone(have), stays) {
-		if err := netlink.AddrDel(dev, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("remove address %s: %w", a.IPNet, err)
-		}
-	}
-	if slices.ContainsFunc(have, stays) {
-		return nil
-	}
-	if err := netlink.AddrAdd(dev, want); err != nil {
-		return fmt.Errorf("add address %s: %w", n.Address, err)
-	}
-	return nil
-}
-
-// replaceFile writes a file. A link of that name may lead nowhere, as on systems
-// with a resolver of their own, and is replaced.
-func replaceFile(name, text string) error {
-	if info, err := os.Lstat(name); err == nil && !info.Mode().IsRegular() {
-		if err := os.Remove(name); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(name, []byte(text), 0o644)
 }
 
 // changes answers GET /changes.

@@ -3,6 +3,7 @@ package kernel
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -115,7 +116,25 @@ func readModule(file string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return plain, nil
+	return unsigned(plain), nil
+}
+
+// unsigned returns a module without the signature appended to it. What we load
+// comes from a package that was checked, and checking again takes an emulated
+// processor longer than all else about a module. The kernel notes that as a taint.
+func unsigned(data []byte) []byte {
+	// The signature, its description of 12 bytes, whose last 4 are the length of
+	// the signature, and these words.
+	const words, description = "~Module signature appended~\n", 12
+	body, ok := bytes.CutSuffix(data, []byte(words))
+	if !ok || len(body) < description {
+		return data
+	}
+	size := int64(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if size > int64(len(body)-description) {
+		return data
+	}
+	return body[:int64(len(body)-description)-size]
 }
 
 // closure orders the named modules and what they depend on.
