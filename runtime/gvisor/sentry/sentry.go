@@ -31,6 +31,7 @@ func Wanted() bool {
 func Main() {
 	if slices.Contains(os.Args, "boot") {
 		useCompiledFilter()
+		keepCPUID()
 	}
 	cli.Run(nil, map[util.SubCommand]string{
 		new(bootCommand):      "",
