@@ -159,7 +159,7 @@ func (x *Index) scan(m Image, i int, similar bool) (indexed, error) {
 		return indexed{}, err
 	}
 	s := indexed{digest: hashSegment(buf[:n])}
-	if s.digest == zeroSegment {
+	if s.digest == zeroSegment() {
 		return s, nil
 	}
 	var list []anchor

@@ -3,6 +3,7 @@ package transfer
 import (
 	"context"
 	"encoding/binary"
+	"sync"
 
 	"github.com/zeebo/blake3"
 )
@@ -40,12 +41,13 @@ func segment(size int64, i int) (off int64, n int) {
 
 func segments(size int64) int { return int((size + segmentSize - 1) / segmentSize) }
 
-var zeroSegment = blake3.Sum256(make([]byte, segmentSize))
+// zeroSegment is the hash of a whole segment of zeros.
+var zeroSegment = sync.OnceValue(func() Digest { return blake3.Sum256(make([]byte, segmentSize)) })
 
 // hashSegment hashes the bytes of a segment, without padding.
 func hashSegment(p []byte) Digest {
 	if len(p) == segmentSize && isZero(p) {
-		return zeroSegment
+		return zeroSegment()
 	}
 	return blake3.Sum256(p)
 }

@@ -100,7 +100,7 @@ g rev-parse --verify HEAD^{commit}`, message, b.rec.Base)
 		return "", sandbox.E(op, "", b.id, err).WithHint("if a git command in the sandbox was interrupted, remove its .git/index.lock")
 	}
 	commit := strings.TrimSpace(out.String())
-	if !objectName.MatchString(commit) {
+	if !isObjectName(commit) {
 		return "", sandbox.Errorf(op, sandbox.Invalid, b.id, "git in the sandbox names its head %q", commit)
 	}
 	return commit, nil
@@ -300,7 +300,7 @@ func (r *Runtime) takeOver(ctx context.Context, op, id, message string, force bo
 	kept := "the work is kept in the branch " + t.Branch
 	out, err := repo.run(ctx, nil, "merge-tree", "--write-tree", "--name-only", "-z", "--no-messages", t.head, t.Work)
 	names := strings.Split(strings.TrimRight(out, "\x00"), "\x00")
-	if t.tree = names[0]; !objectName.MatchString(t.tree) {
+	if t.tree = names[0]; !isObjectName(t.tree) {
 		return t.Merged, sandbox.E(op, "", id, err).WithHint(kept)
 	}
 	if err != nil {

@@ -3,13 +3,13 @@ package worktree
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -136,7 +136,11 @@ func homeOf(uid int) string {
 	return "/nonexistent"
 }
 
-var objectName = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+// isObjectName reports whether s is the whole hash of a git object, SHA-1 or SHA-256.
+func isObjectName(s string) bool {
+	_, err := hex.DecodeString(s)
+	return err == nil && (len(s) == 40 || len(s) == 64)
+}
 
 // resolve finds the commit that a revision names.
 func (r *repository) resolve(ctx context.Context, op, revision string) (string, error) {
@@ -145,7 +149,7 @@ func (r *repository) resolve(ctx context.Context, op, revision string) (string, 
 	if ctx.Err() != nil {
 		return "", sandbox.E(op, "", r.path, ctx.Err())
 	}
-	if err != nil || !objectName.MatchString(commit) {
+	if err != nil || !isObjectName(commit) {
 		return "", sandbox.Errorf(op, sandbox.Invalid, r.path, "no commit is called %q: %w", revision, err).WithHint(
 			"commit something first, or name another base with the label worktree.base")
 	}

@@ -102,10 +102,13 @@ func (b *box) bringUp(ctx context.Context, op string, lay func(b *box) error) er
 
 // branchName allows what git does, less what is easily misread. The rest of
 // git's rules is in validBranch.
-var branchName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/+-]{0,200}$`)
+var branchName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._/+-]*$`)
+
+// maxBranch is how many bytes the name of a branch may have.
+const maxBranch = 200
 
 func validBranch(name string) bool {
-	return branchName.MatchString(name) && !strings.Contains(name, "..") && !strings.Contains(name, "//") &&
+	return len(name) <= maxBranch && branchName.MatchString(name) && !strings.Contains(name, "..") && !strings.Contains(name, "//") &&
 		!strings.Contains(name, "/.") && !strings.HasSuffix(name, "/") && !strings.HasSuffix(name, ".") &&
 		!strings.Contains(name+"/", ".lock/") && name != "HEAD"
 }

@@ -178,7 +178,7 @@ func parseManifest(text []byte) (m manifest, err error) {
 	if err := json.Unmarshal(text, &m); err != nil {
 		return m, err
 	}
-	if m.Format != manifestFormat || !sandbox.ValidID(m.ID) || !objectName.MatchString(m.Base) || !validBranch(m.Branch) {
+	if m.Format != manifestFormat || !sandbox.ValidID(m.ID) || !isObjectName(m.Base) || !validBranch(m.Branch) {
 		return m, fmt.Errorf("format %d, base %q, branch %q are not those of a snapshot of ours", m.Format, m.Base, m.Branch)
 	}
 	return m, nil
