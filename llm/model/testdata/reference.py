@@ -121,7 +121,7 @@ def file(path, tokens):
                     "output.weight": "lm_head.weight"}[name]
         weights.append((name, mx.array(w.astype(np.float32))))
     net = model("gemma3_text" if gemma else arch, config)
-    net.load_weights(weights)
+    net.load_weights(list(net.sanitize(dict(weights)).items()))
     out = []
     for position, row in enumerate(logits(net, tokens)):
         best = np.argsort(-row)[:40]
