@@ -37,7 +37,7 @@ func (a *app) upCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg.Home, cfg.Guest, cfg.Version = base.Home, base.Guest, base.Version
+			cfg.Home, cfg.Guest, cfg.Sentry, cfg.Version = base.Home, base.Guest, base.Sentry, base.Version
 			cfg.Addr = first(a.addr, defaultAddr)
 			cfg.Log = a.daemonLog(logJSON)
 			if runtimes != "" {
