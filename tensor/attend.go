@@ -19,71 +19,133 @@ type Sequence struct {
 	Tokens int // how many ask
 }
 
+// queries are rows that read the same keys: some heads of some tokens of a sequence. Row i is head i%group of those that share
+// a key head, of token i/group.
+type queries struct {
+	Sequence
+	token  int // of the sequence's first token in dst and q
+	head   int // key head
+	lo, hi int // rows
+}
+
+// tileRows is how many query rows are taken together.
+const tileRows = 8
+
 // Attend writes, for each token of each sequence in turn, what its heads gather: dst and q are [tokens][Heads][HeadDim].
 func (p *Pool) Attend(a Attention, dst, q []float32, sequences []Sequence) {
-	type ask struct{ seq, token, row int }
-	var asks []ask
-	for i, s := range sequences {
-		for t := range s.Tokens {
-			asks = append(asks, ask{i, t, len(asks)})
+	group := a.Heads / a.KV.Heads
+	var work []queries
+	token := 0
+	for _, s := range sequences {
+		for head := range a.KV.Heads {
+			for lo := 0; lo < s.Tokens*group; lo += tileRows {
+				work = append(work, queries{s, token, head, lo, min(lo+tileRows, s.Tokens*group)})
+			}
 		}
+		token += s.Tokens
 	}
-	width := a.Heads * a.KV.HeadDim
-	p.Run(len(asks), 1, func(lo, hi int) {
-		for _, k := range asks[lo:hi] {
-			s := sequences[k.seq]
-			at := k.row * width
-			a.attendScalar(dst[at:at+width], q[at:at+width], s.Pages, s.Start+k.token)
+	p.Run(len(work), 1, func(lo, hi int) {
+		t := p.tile(&a)
+		for _, w := range work[lo:hi] {
+			t.run(dst, q, w)
 		}
+		p.tiles.Put(t)
 	})
 }
 
-// attendScalar is what attention means, for the token at pos.
-func (a Attention) attendScalar(dst, q []float32, pages [][]byte, pos int) {
-	dim := a.KV.HeadDim
-	k, v := make([]float32, a.KV.Heads*dim), make([]float32, a.KV.Heads*dim)
-	top, sum := make([]float32, a.Heads), make([]float32, a.Heads)
-	for h := range top {
-		top[h] = float32(math.Inf(-1))
+// An attendTile is the memory that a thread works in.
+type attendTile struct {
+	*Attention
+	isa      ISA
+	q        []float32 // [tileRows][HeadDim] times Scale
+	out      []float32 // [tileRows][HeadDim] weighted values
+	s        []float32 // [tileRows][PageLen] scores, then weights
+	top, sum [tileRows]float32
+}
+
+func (p *Pool) tile(a *Attention) *attendTile {
+	t, _ := p.tiles.Get().(*attendTile)
+	if t == nil {
+		t = &attendTile{}
 	}
-	clear(dst)
-	first := 0
-	if a.Window > 0 {
-		first = max(0, pos-a.Window+1)
+	t.Attention, t.isa = a, p.isa
+	t.q, t.out, t.s = grow(t.q, tileRows*a.KV.HeadDim), grow(t.out, tileRows*a.KV.HeadDim), grow(t.s, tileRows*a.KV.PageLen)
+	return t
+}
+
+// at is where a row's numbers begin in dst and q.
+func (t *attendTile) at(w queries, row int) int {
+	group := t.Heads / t.KV.Heads
+	return ((w.token+row/group)*t.Heads + w.head*group + row%group) * t.KV.HeadDim
+}
+
+// span is the positions that a row sees.
+func (t *attendTile) span(w queries, row int) (first, end int) {
+	end = w.Start + row/(t.Heads/t.KV.Heads) + 1
+	if t.Window > 0 {
+		first = max(0, end-t.Window)
 	}
-	for i := first; i <= pos; i++ {
-		page := pages[i/a.KV.PageLen]
-		if page == nil {
+	return first, end
+}
+
+// run goes through the pages once. Weights are relative to the largest score so far; when a larger one comes, what has been
+// gathered is made smaller.
+func (t *attendTile) run(dst, q []float32, w queries) {
+	dim, rows := t.KV.HeadDim, w.hi-w.lo
+	for i := range rows {
+		row := t.q[i*dim : (i+1)*dim]
+		copy(row, q[t.at(w, w.lo+i):])
+		scale(t.isa, row, t.Scale)
+		t.top[i], t.sum[i] = float32(math.Inf(-1)), 0
+	}
+	clear(t.out[:rows*dim])
+	first, _ := t.span(w, w.lo)
+	_, end := t.span(w, w.hi-1)
+	for page := first / t.KV.PageLen; page*t.KV.PageLen < end; page++ {
+		if w.Pages[page] == nil {
 			continue
 		}
-		a.KV.Load(page, i%a.KV.PageLen, k, v)
-		for h := range a.Heads {
-			from := h / (a.Heads / a.KV.Heads) * dim
-			out := dst[h*dim : (h+1)*dim]
-			var score float32
-			for j, x := range q[h*dim : (h+1)*dim] {
-				score += x * k[from+j]
-			}
-			score *= a.Scale
-			if a.Softcap > 0 {
-				score = a.Softcap * tanh(score/a.Softcap)
-			}
-			if score > top[h] { // what is there was weighed against a smaller maximum
-				old := exp(top[h] - score)
-				Scale(out, old)
-				sum[h] *= old
-				top[h] = score
-			}
-			weight := exp(score - top[h])
-			sum[h] += weight
-			for j := range out {
-				out[j] += weight * v[from+j]
-			}
+		n := min(end-page*t.KV.PageLen, t.KV.PageLen) // tokens of the page that any row sees
+		clear(t.s[:rows*t.KV.PageLen])
+		addCols(t.isa, t.s, t.KV.PageLen, t.KV.keys(w.Pages[page], w.head, n), t.q, dim, rows)
+		for i := range rows {
+			lo, hi := t.span(w, w.lo+i)
+			t.weigh(i, lo-page*t.KV.PageLen, hi-page*t.KV.PageLen)
+		}
+		addCols(t.isa, t.out, dim, t.KV.values(w.Pages[page], w.head, n), t.s, t.KV.PageLen, rows)
+	}
+	for i := range rows {
+		out := dst[t.at(w, w.lo+i):][:dim]
+		copy(out, t.out[i*dim:])
+		if t.sum[i] > 0 {
+			scale(t.isa, out, 1/t.sum[i])
 		}
 	}
-	for h := range a.Heads {
-		if sum[h] > 0 {
-			Scale(dst[h*dim:(h+1)*dim], 1/sum[h])
-		}
+}
+
+// weigh turns a row's scores of a page into weights; it sees those from lo to hi.
+func (t *attendTile) weigh(row, lo, hi int) {
+	n, dim := t.KV.PageLen, t.KV.HeadDim
+	s := t.s[row*n : (row+1)*n]
+	lo, hi = max(lo, 0), min(hi, n)
+	if lo >= hi {
+		clear(s)
+		return
 	}
+	if t.Softcap > 0 {
+		Softcap(s[lo:hi], t.Softcap)
+	}
+	for i := range lo {
+		s[i] = float32(math.Inf(-1))
+	}
+	for i := hi; i < n; i++ {
+		s[i] = float32(math.Inf(-1))
+	}
+	if top := largest(t.isa, s); top > t.top[row] {
+		less := exp(t.top[row] - top)
+		scale(t.isa, t.out[row*dim:(row+1)*dim], less)
+		t.sum[row] *= less
+		t.top[row] = top
+	}
+	t.sum[row] += expSum(t.isa, s, t.top[row])
 }

@@ -405,10 +405,25 @@ func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
 //go:noescape
 func squaresAVX2(x *float32, n int) float32
 
+// maxAVX2 returns the largest of n numbers, a multiple of 8.
+//
+//go:noescape
+func maxAVX2(x *float32, n int) float32
+
 // scaledMulAVX2 writes x * y * scale for n numbers, a multiple of 8.
 //
 //go:noescape
 func scaledMulAVX2(dst *float32, x *float32, y *float32, n int, scale float32)
+
+// scaleAVX2 multiplies n numbers, a multiple of 8, by f.
+//
+//go:noescape
+func scaleAVX2(x *float32, n int, f float32)
+
+// addAVX2 adds n numbers, a multiple of 8.
+//
+//go:noescape
+func addAVX2(dst *float32, x *float32, n int)
 
 // sweepAVX2 reads n bytes, a multiple of 256, and returns what all of them have in common.
 //

@@ -44,28 +44,44 @@ func (m *Matrix) groups() int { return (m.Rows + Lanes - 1) / Lanes }
 
 // multiplyScalar is what a product means.
 func multiplyScalar(d *Product, in *Input, lo, hi int) {
-	row := make([]float32, d.W.Cols)
-	for r := lo * Lanes; r < min(hi*Lanes, d.W.Rows); r++ {
-		d.W.Row(row, r)
+	hi = min(hi*Lanes, d.W.Rows)
+	for t := range in.tokens {
+		if !d.Add {
+			clear(d.Dst[t*d.Stride+lo*Lanes : t*d.Stride+hi])
+		}
+	}
+	w, dst := d.W.SliceRows(lo*Lanes, hi), d.Dst[lo*Lanes:]
+	if !d.W.Type.Quantised() {
+		addColsScalar(dst, d.Stride, w, in.x, in.cols, in.tokens)
+		return
+	}
+	row := make([]float32, w.Cols)
+	for r := range w.Rows {
+		w.Row(row, r)
 		for t := range in.tokens {
-			sum := in.dot(row, t, d.W.Type.Quantised())
-			if d.Add {
-				sum += d.Dst[t*d.Stride+r]
-			}
-			d.Dst[t*d.Stride+r] = sum
+			dst[t*d.Stride+r] += in.dot(row, t)
 		}
 	}
 }
 
-// dot multiplies a row with the activations of one token, as they are or as they were rounded in tiles of one token.
-func (in *Input) dot(row []float32, token int, rounded bool) float32 {
-	var sum float64
-	if !rounded {
-		for i, v := range in.x[token*in.cols : (token+1)*in.cols] {
-			sum += float64(v) * float64(row[i])
+// addColsScalar adds to dst, [tokens][stride], the product of a matrix with x, [tokens][xstride].
+func addColsScalar(dst []float32, stride int, w Matrix, x []float32, xstride, tokens int) {
+	row := make([]float32, w.Cols)
+	for r := range w.Rows {
+		w.Row(row, r)
+		for t := range tokens {
+			var sum float64
+			for i, v := range x[t*xstride:][:len(row)] {
+				sum += float64(v) * float64(row[i])
+			}
+			dst[t*stride+r] += float32(sum)
 		}
-		return float32(sum)
 	}
+}
+
+// dot multiplies a row with the activations of one token as they were rounded, in tiles of one token.
+func (in *Input) dot(row []float32, token int) float32 {
+	var sum float64
 	for b := range in.cols / columns {
 		at := token*in.cols + b*columns
 		var part float64

@@ -80,24 +80,32 @@ func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 }
 
 func multiplyCols(isa ISA, d *Product, in *Input, lo, hi int) {
-	kernels := colKernels[isa][d.W.Type]
-	for first := 0; first < in.tokens; first += together {
-		for g := lo; g < hi; g++ {
-			w := d.W.group(g)
-			rows := min(d.W.Rows-g*Lanes, Lanes)
-			end := min(first+together, in.tokens)
-			for t := first; t < end; {
-				kernel, n := widest(kernels, end-t)
-				dst, x := d.Dst[t*d.Stride+g*Lanes:], in.x[t*in.cols:]
-				if rows == Lanes {
-					kernel(&dst[0], d.Stride, &w[0], &x[0], in.cols, in.cols)
-				} else {
-					var r part
-					kernel(&r[0], Lanes, &w[0], &x[0], in.cols, in.cols)
-					r.addTo(dst, d.Stride, rows, n)
-				}
-				t += n
+	w := d.W.SliceRows(lo*Lanes, min(hi*Lanes, d.W.Rows))
+	for t := 0; t < in.tokens; t += together {
+		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(together, in.tokens-t))
+	}
+}
+
+// addCols adds to dst, [tokens][stride], the product of a matrix that is not quantised with x, [tokens][xstride].
+func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens int) {
+	if isa == Scalar {
+		addColsScalar(dst, stride, w, x, xstride, tokens)
+		return
+	}
+	kernels := colKernels[isa][w.Type]
+	for g := range w.groups() {
+		data := w.group(g)
+		rows := min(w.Rows-g*Lanes, Lanes)
+		for t := 0; t < tokens; {
+			kernel, n := widest(kernels, tokens-t)
+			if rows == Lanes {
+				kernel(&dst[t*stride+g*Lanes], stride, &data[0], &x[t*xstride], xstride, w.Cols)
+			} else {
+				var r part
+				kernel(&r[0], Lanes, &data[0], &x[t*xstride], xstride, w.Cols)
+				r.addTo(dst[t*stride+g*Lanes:], stride, rows, n)
 			}
+			t += n
 		}
 	}
 }

@@ -6,68 +6,35 @@ import "math"
 func RMSNorm(dst, x, weight []float32, eps float32) {
 	n := len(weight)
 	for ; len(x) > 0; dst, x = dst[n:], x[n:] {
-		var sum float32
-		for _, v := range x[:n] {
-			sum += v * v
-		}
-		scale := float32(1 / math.Sqrt(float64(sum/float32(n)+eps)))
-		for i, w := range weight {
-			dst[i] = x[i] * scale * w
-		}
+		mean := squares(best, x[:n]) / float32(n)
+		scaledMul(best, dst[:n], x[:n], weight, float32(1/math.Sqrt(float64(mean+eps))))
 	}
 }
 
 // Add adds x to dst.
-func Add(dst, x []float32) {
-	for i, v := range x {
-		dst[i] += v
-	}
-}
+func Add(dst, x []float32) { add(best, dst[:len(x)], x) }
 
 // Scale multiplies x by f.
-func Scale(x []float32, f float32) {
-	for i := range x {
-		x[i] *= f
-	}
-}
+func Scale(x []float32, f float32) { scale(best, x, f) }
 
 // SiLUMul writes gate * sigmoid(gate) * up. dst may be either.
-func SiLUMul(dst, gate, up []float32) {
-	for i, g := range gate {
-		dst[i] = g / (1 + exp(-g)) * up[i]
-	}
-}
+func SiLUMul(dst, gate, up []float32) { siluMul(best, dst[:len(gate)], gate, up[:len(gate)]) }
 
 // GELUMul writes gelu(gate) * up with the tanh approximation of GELU. dst may be either.
-func GELUMul(dst, gate, up []float32) {
-	for i, g := range gate {
-		dst[i] = 0.5 * g * (1 + tanh(0.7978845608*(g+0.044715*g*g*g))) * up[i]
-	}
-}
+func GELUMul(dst, gate, up []float32) { geluMul(best, dst[:len(gate)], gate, up[:len(gate)]) }
 
 // Softcap bends x so that it stays within -limit to limit.
 func Softcap(x []float32, limit float32) {
 	for i, v := range x {
-		x[i] = limit * tanh(v/limit)
+		x[i] = limit * float32(math.Tanh(float64(v/limit)))
 	}
 }
 
 // Softmax replaces x by exp(x) over its sum.
 func Softmax(x []float32) {
-	top := float32(math.Inf(-1))
-	for _, v := range x {
-		top = max(top, v)
-	}
-	var sum float32
-	for i, v := range x {
-		x[i] = exp(v - top)
-		sum += x[i]
-	}
-	Scale(x, 1/sum)
+	sum := expSum(best, x, largest(best, x))
+	scale(best, x, 1/sum)
 }
-
-func exp(x float32) float32  { return float32(math.Exp(float64(x))) }
-func tanh(x float32) float32 { return float32(math.Tanh(float64(x))) }
 
 // Angles writes the rotations of position pos for RoPE: len(freq) cosines, then as many sines, each times magnitude (1 unless
 // the scaling method says otherwise). freq holds the angle in radians by which each pair turns from one position to the next,

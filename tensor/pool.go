@@ -13,6 +13,7 @@ type Pool struct {
 	wake   []chan *section // one for each worker beside the caller
 	closed sync.Once
 	idle   sync.WaitGroup
+	tiles  sync.Pool // of *attendTile
 }
 
 // A section is one parallel loop.

@@ -185,24 +185,29 @@ func rows() {
 		VMULPS(g, y, y)
 		return y
 	})
-	squares()
+	reduced("squaresAVX2", "the sum of the squares", func(r VecVirtual) { VXORPS(r, r, r) },
+		func(v, sum VecVirtual) { VFMADD231PS(v, v, sum) }, VADDPS)
+	reduced("maxAVX2", "the largest", func(r VecVirtual) { VMOVUPS(float("lowest", math.Inf(-1)), r) },
+		func(v, sum VecVirtual) { VMAXPS(v, sum, sum) }, VMAXPS)
 	normed()
+	scaled()
+	added()
 }
 
-// squares writes the sum of squares.
-func squares() {
-	TEXT("squaresAVX2", NOSPLIT, "func(x *float32, n int) float32")
+// reduced writes a kernel that folds a row into one number.
+func reduced(name, doc string, start func(r VecVirtual), step func(v, sum VecVirtual), op func(...Op)) {
+	TEXT(name, NOSPLIT, "func(x *float32, n int) float32")
 	Pragma("noescape")
-	Doc("squaresAVX2 returns the sum of the squares of n numbers, a multiple of 8.")
+	Doc(name + " returns " + doc + " of n numbers, a multiple of 8.")
 	x, n := Load(Param("x"), GP64()), Load(Param("n"), GP64())
 	sum := YMM()
-	VXORPS(sum, sum, sum)
+	start(sum)
 	rowLoop(n, []Register{x}, func() {
 		v := YMM()
 		VMOVUPS(Mem{Base: x}, v)
-		VFMADD231PS(v, v, sum)
+		step(v, sum)
 	})
-	across(sum, VADDPS)
+	across(sum, op)
 	Store(sum.AsX(), ReturnIndex(0))
 	VZEROUPPER()
 	RET()
@@ -224,6 +229,43 @@ func normed() {
 		v := YMM()
 		VMULPS(Mem{Base: x}, s, v)
 		VMULPS(Mem{Base: y}, v, v)
+		VMOVUPS(v, Mem{Base: dst})
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// scaled writes the product of a row and a number.
+func scaled() {
+	TEXT("scaleAVX2", NOSPLIT, "func(x *float32, n int, f float32)")
+	Pragma("noescape")
+	Doc("scaleAVX2 multiplies n numbers, a multiple of 8, by f.")
+	x, n := Load(Param("x"), GP64()), Load(Param("n"), GP64())
+	address, err := Param("f").Resolve()
+	if err != nil {
+		panic(err)
+	}
+	f := YMM()
+	VBROADCASTSS(address.Addr, f)
+	rowLoop(n, []Register{x}, func() {
+		v := YMM()
+		VMULPS(Mem{Base: x}, f, v)
+		VMOVUPS(v, Mem{Base: x})
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// added writes the sum of two rows.
+func added() {
+	TEXT("addAVX2", NOSPLIT, "func(dst, x *float32, n int)")
+	Pragma("noescape")
+	Doc("addAVX2 adds n numbers, a multiple of 8.")
+	dst, x, n := Load(Param("dst"), GP64()), Load(Param("x"), GP64()), Load(Param("n"), GP64())
+	rowLoop(n, []Register{dst, x}, func() {
+		v := YMM()
+		VMOVUPS(Mem{Base: x}, v)
+		VADDPS(Mem{Base: dst}, v, v)
 		VMOVUPS(v, Mem{Base: dst})
 	})
 	VZEROUPPER()
