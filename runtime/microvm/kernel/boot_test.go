@@ -44,7 +44,7 @@ func TestAMachineBootsTheDistributionsKernelIntoItsRoot(t *testing.T) {
 	k := microvmtest.Kernel(t)
 	began := time.Now()
 	m := microvmtest.Start(t, slices.Concat(microvmtest.MicroVM(), microvmtest.Boot(k.Vmlinux, k.Initramfs, kernel.Args), overlay(t, 64<<20),
-		[]string{"-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-device,netdev=net"})...)
+		[]string{"-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-device,netdev=net"}))
 	m.Connect()
 	t.Logf("measured: FR4.1 cold boot %d ms (TCG)", time.Since(began).Milliseconds())
 	began = time.Now()

@@ -47,8 +47,9 @@ type Machine struct {
 }
 
 // Start starts QEMU with the arguments that make a machine what it is: kernel or
-// incoming state, memory, disks. The machine ends with the test.
-func Start(tb testing.TB, extra ...string) *Machine {
+// incoming state, memory, disks; files are descriptors 5 and up. The machine ends
+// with the test.
+func Start(tb testing.TB, extra []string, files ...*os.File) *Machine {
 	tb.Helper()
 	path, err := exec.LookPath("qemu-system-x86_64")
 	if err != nil {
@@ -68,7 +69,7 @@ func Start(tb testing.TB, extra ...string) *Machine {
 		"-chardev", "socket,id=agent,fd=3",
 	}, extra, []string{"-device", "virtserialport,chardev=agent,name=" + wire.MachineSerial})
 	m := &Machine{tb: tb, cmd: exec.Command(path, args...), done: make(chan struct{}), line: near}
-	m.cmd.ExtraFiles = []*os.File{far, ctlFar}
+	m.cmd.ExtraFiles = append([]*os.File{far, ctlFar}, files...)
 	m.cmd.Stderr = &m.log
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
@@ -137,6 +138,34 @@ func tscKHz() int {
 		}
 	}
 	return 2_000_000
+}
+
+// ReadMemory returns the content of the memory that the machine has mapped from
+// the file with the name; the machine must stand still.
+func (m *Machine) ReadMemory(name string) []byte {
+	m.tb.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", m.PID))
+	if err != nil {
+		m.tb.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", m.PID))
+	if err != nil {
+		m.tb.Fatal(err)
+	}
+	defer mem.Close()
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		if n, _ := fmt.Sscanf(line, "%x-%x", &from, &to); n != 2 || !strings.Contains(line, name) {
+			continue
+		}
+		data := make([]byte, to-from)
+		if _, err := mem.ReadAt(data, from); err != nil {
+			m.tb.Fatal(err)
+		}
+		return data
+	}
+	m.tb.Fatalf("nothing of %q is mapped:\n%s", name, maps)
+	return nil
 }
 
 // pair returns two ends of a line: one for us, one for a child.
@@ -208,9 +237,16 @@ type QMP struct {
 
 // Event is something that QEMU told without being asked.
 type Event struct {
-	Name string          `json:"event"`
-	Data json.RawMessage `json:"data"`
+	Name      string          `json:"event"`
+	Data      json.RawMessage `json:"data"`
+	Timestamp struct {
+		Seconds      int64 `json:"seconds"`
+		Microseconds int64 `json:"microseconds"`
+	} `json:"timestamp"`
 }
+
+// Time is when it happened, by the host's clock.
+func (e Event) Time() time.Time { return time.Unix(e.Timestamp.Seconds, e.Timestamp.Microseconds*1000) }
 
 type reply struct {
 	Event
@@ -277,20 +313,21 @@ func (q *QMP) next() (reply, error) {
 	return r, json.Unmarshal(q.in.Bytes(), &r)
 }
 
-// Await returns the data of the first event with the name that was not awaited yet.
-func (q *QMP) Await(name string) (json.RawMessage, error) {
+// Await returns the first event with the name and a text in its data that was not
+// awaited yet.
+func (q *QMP) Await(name, text string) (Event, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for {
 		for i, e := range q.events {
-			if e.Name == name {
+			if e.Name == name && strings.Contains(string(e.Data), text) {
 				q.events = append(q.events[:i:i], q.events[i+1:]...)
-				return e.Data, nil
+				return e, nil
 			}
 		}
 		r, err := q.next()
 		if err != nil {
-			return nil, err
+			return Event{}, err
 		}
 		if r.Name != "" {
 			q.events = append(q.events, r.Event)
