@@ -116,6 +116,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 		return p, err
 	}
 	p.closers = append(p.closers, lock)
+	home.keepReserve(cfg.Log)
 	db, err := openDB(home.path("node.db"))
 	if err != nil {
 		return p, err
@@ -148,10 +149,13 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 }
 
 // openDB opens the node's database so that a commit that returned survives a
-// power failure.
+// power failure. We are alone with it, so SQLite needs no file for sharing
+// memory, which it could not make on a full disk.
 func openDB(path string) (*sql.DB, error) {
 	const op = "daemon.openDB"
-	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=busy_timeout(5000)")
+	// The driver sets those with names of their own after the others: the lock
+	// must be there first.
+	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=locking_mode(EXCLUSIVE)&_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000")
 	if err != nil {
 		return nil, sandbox.E(op, sandbox.Internal, path, err)
 	}

@@ -15,6 +15,8 @@ const (
 	removeTimeout = 30 * time.Second
 	// recordsKept is how long the record of an ended sandbox can still be read.
 	recordsKept = time.Hour
+	// reasonRemoved is why a sandbox ended that somebody removed.
+	reasonRemoved = "removed"
 )
 
 // Remove ends a sandbox and removes all that was made for it.
@@ -28,7 +30,7 @@ func (n *Node) Remove(ctx context.Context, ref string) error {
 	if n.record(e).State == sandbox.Terminated {
 		return sandbox.Errorf(op, sandbox.NotFound, ref, "it has ended already")
 	}
-	return n.end(e, "removed")
+	return n.end(e, reasonRemoved)
 }
 
 // end takes a sandbox through Terminating to Terminated. e.op is held. Once
@@ -39,7 +41,9 @@ func (n *Node) end(e *entry, reason string) error {
 	rec := n.record(e)
 	rec.State, rec.Reason, rec.Main = sandbox.Terminating, reason, rec.Main.ended(MainLost, 0, "its sandbox was removed")
 	if err := n.save(ctx, e, rec); err != nil {
-		return err
+		// On a full disk, removing is what makes room. Should we die in between,
+		// the next process finds a sandbox that is lost.
+		n.log.Warn("removing a sandbox whose record cannot be written", "sandbox", rec.ID, "error", err)
 	}
 	if err := n.demolish(ctx, rec); err != nil {
 		return err // the record says Terminating: reconciling tries again

@@ -41,6 +41,7 @@ type Config struct {
 	Snapshots     *snapshot.Store
 	Defaults      sandbox.Resources // for what a request leaves out
 	Retention     snapshot.Policy   // for snapshots that nobody named
+	VolumeSize    int64             // bytes that each volume may hold; 0: 10 GiB
 	Version       string
 	Log           *slog.Logger
 }
@@ -53,13 +54,14 @@ type Node struct {
 	runtimes map[string]sandbox.Runtime
 	log      *slog.Logger
 
-	mu        sync.RWMutex
-	entries   map[string]*entry    // by sandbox ID
-	names     map[string]string    // live sandboxes' names to IDs
-	templates map[string]*Template // by ID; values are replaced, never changed
-	volumes   map[string]Volume    // by ID
-	pools     map[string]int       // template ID to the size wanted
-	builds    map[string]*buildLog // by build ID, since this node started
+	mu         sync.RWMutex
+	entries    map[string]*entry    // by sandbox ID
+	names      map[string]string    // live sandboxes' names to IDs
+	templates  map[string]*Template // by ID; values are replaced, never changed
+	volumes    map[string]Volume    // by ID
+	volumeUses map[string]volumeUse // by volume ID
+	pools      map[string]int       // template ID to the size wanted
+	builds     map[string]*buildLog // by build ID, since this node started
 
 	base       sync.Mutex      // held while the base image is made
 	updating   sync.Mutex      // held while a template is updated
@@ -110,16 +112,18 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, store: st, hub: newHub(), log: cfg.Log,
-		runtimes:  make(map[string]sandbox.Runtime),
-		entries:   make(map[string]*entry),
-		names:     make(map[string]string),
-		templates: make(map[string]*Template),
-		volumes:   make(map[string]Volume),
-		pools:     make(map[string]int),
-		builds:    make(map[string]*buildLog),
-		kick:      make(chan struct{}, 1),
-		poolKick:  make(chan struct{}, 1),
+		runtimes:   make(map[string]sandbox.Runtime),
+		entries:    make(map[string]*entry),
+		names:      make(map[string]string),
+		templates:  make(map[string]*Template),
+		volumes:    make(map[string]Volume),
+		volumeUses: make(map[string]volumeUse),
+		pools:      make(map[string]int),
+		builds:     make(map[string]*buildLog),
+		kick:       make(chan struct{}, 1),
+		poolKick:   make(chan struct{}, 1),
 	}
+	n.cfg.VolumeSize = cmp.Or(cfg.VolumeSize, defaultVolumeSize)
 	for _, r := range cfg.Runtimes {
 		n.runtimes[r.Name()] = r
 	}
@@ -133,10 +137,11 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.sweepNetwork()
 	n.sweepSnapshots()
 
-	n.done.Add(3 + len(cfg.Runtimes))
+	n.done.Add(4 + len(cfg.Runtimes))
 	go n.reconcileLoop(n.background)
 	go n.sampleLoop(n.background)
 	go n.poolLoop(n.background)
+	go n.volumeLoop(n.background)
 	for _, r := range cfg.Runtimes {
 		go n.watchLoop(n.background, r)
 	}

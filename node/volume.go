@@ -27,7 +27,16 @@ func (n *Node) CreateVolume(ctx context.Context, team, name string) (Volume, err
 	}
 	n.volumes[v.ID] = v // holds the name while the directory is made
 	n.mu.Unlock()
-	err := os.MkdirAll(n.VolumePath(v), 0o777)
+	// What root in a sandbox makes belongs to root here, setuid bit and all: no
+	// other user of the host may come near it.
+	above := filepath.Dir(n.VolumePath(v))
+	err := os.MkdirAll(above, 0o700)
+	if err == nil {
+		err = os.Chmod(above, 0o700)
+	}
+	if err == nil {
+		err = os.Mkdir(n.VolumePath(v), 0o777)
+	}
 	if err == nil {
 		err = os.Chmod(n.VolumePath(v), 0o777) // any user of the sandbox may write, whatever our umask
 	}
@@ -75,11 +84,7 @@ func (n *Node) RemoveVolume(ctx context.Context, team, ref string) error {
 	if err != nil {
 		return err
 	}
-	path := n.VolumePath(v)
-	users := n.records(func(r Sandbox) bool {
-		return live(r.State) && slices.ContainsFunc(r.Spec.Mounts, func(m sandbox.Mount) bool { return m.Source == path })
-	})
-	if len(users) > 0 {
+	if users := n.volumeUsers(v, live); len(users) > 0 {
 		return sandbox.Errorf(op, sandbox.Conflict, ref, "sandbox %s uses it", users[0].Name)
 	}
 	if err := n.store.delete(ctx, kindVolume, v.ID); err != nil {
@@ -87,8 +92,9 @@ func (n *Node) RemoveVolume(ctx context.Context, team, ref string) error {
 	}
 	n.mu.Lock()
 	delete(n.volumes, v.ID)
+	delete(n.volumeUses, v.ID)
 	n.mu.Unlock()
-	if err := os.RemoveAll(path); err != nil {
+	if err := os.RemoveAll(n.VolumePath(v)); err != nil {
 		return sandbox.E(op, sandbox.Internal, ref, err)
 	}
 	return nil
@@ -103,6 +109,10 @@ func (n *Node) addVolumes(rec *Sandbox) error {
 		v, err := n.GetVolume(context.Background(), rec.Team, m.Name)
 		if err != nil {
 			return err
+		}
+		if room := n.VolumeRoom(v); room < 0 {
+			return sandbox.Errorf("node.Create", sandbox.Exhausted, m.Name, "the volume is %d bytes over its limit of %d", -room, n.cfg.VolumeSize).
+				WithHint("remove files from it")
 		}
 		rec.Spec.Mounts = append(rec.Spec.Mounts, sandbox.Mount{Source: n.VolumePath(v), Target: m.Path})
 	}

@@ -39,6 +39,9 @@ type server struct {
 	other string // of team "other"
 }
 
+// testVolumeSize is how much a volume of the tests holds, in bytes.
+const testVolumeSize = 1 << 20
+
 // plainTemplate is the one that every server of the tests has.
 const plainTemplate = "plain"
 
@@ -58,7 +61,7 @@ func newServer(t *testing.T) *server {
 	log := slog.New(slog.DiscardHandler)
 	s.node, err = node.Open(t.Context(), node.Config{
 		Dir: dir, DB: db, Runtimes: []sandbox.Runtime{s.world.Open(fake.Config{})}, Images: images, Snapshots: snapshots,
-		NetworkError: errors.New("no network in this test"), Defaults: sandbox.Resources{CPUs: 2, Memory: 512 << 20, Disk: 1 << 30}, Log: log,
+		VolumeSize: testVolumeSize, NetworkError: errors.New("no network in this test"), Defaults: sandbox.Resources{CPUs: 2, Memory: 512 << 20, Disk: 1 << 30}, Log: log,
 	})
 	must(t, err)
 	t.Cleanup(func() { _ = s.node.Shutdown(context.Background()) })

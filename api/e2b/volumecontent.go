@@ -8,11 +8,13 @@ import (
 	"net/http"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -62,10 +64,30 @@ func (a *api) inVolume(next func(w http.ResponseWriter, r *http.Request, root *o
 		}
 		defer root.Close()
 		name := cleanPath(r.URL.Query().Get("path"))
+		r.Body = &meteredBody{ReadCloser: r.Body, node: a.node, volume: v, room: max(0, a.node.VolumeRoom(v))}
 		if err := next(w, r, root, name); err != nil {
 			a.contentFailed(w, r, "/"+strings.TrimPrefix(name, "."), err)
 		}
 	}
+}
+
+// meteredBody is what is written into a volume. It fails with EDQUOT before it
+// exceeds the volume's room.
+type meteredBody struct {
+	io.ReadCloser
+	node   *node.Node
+	volume node.Volume
+	room   int64 // bytes
+}
+
+// Read implements io.Reader.
+func (b *meteredBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.room -= int64(n); b.room < 0 {
+		return 0, syscall.EDQUOT
+	}
+	b.node.VolumeGrew(b.volume, int64(n))
+	return n, err
 }
 
 // cleanPath turns a client's path, absolute or not, into one relative to the
@@ -91,20 +113,37 @@ func (a *api) contentFailed(w http.ResponseWriter, r *http.Request, name string,
 	status, message := http.StatusInternalServerError, "internal error"
 	var big *http.MaxBytesError
 	switch {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, io.ErrUnexpectedEOF):
+		status, message = http.StatusBadRequest, "path "+name+" cannot be used: "+cause(err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP), leaves(err):
 		status, message = http.StatusNotFound, "path "+name+" not found"
-	case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.EISDIR):
+	case errors.Is(err, fs.ErrExist), errors.Is(err, syscall.EISDIR), errors.Is(err, syscall.EBUSY), errors.Is(err, syscall.ENXIO):
 		status, message = http.StatusConflict, "path "+name+" already exists"
 	case errors.Is(err, fs.ErrPermission):
 		status, message = http.StatusForbidden, "path "+name+" cannot be changed"
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		status, message = http.StatusInsufficientStorage, "there is not enough disk space"
+		status, message = http.StatusInsufficientStorage, "there is not enough space in the volume"
 	case errors.As(err, &big):
 		status, message = http.StatusRequestEntityTooLarge, "the file is too large"
 	case sandbox.Is(err, sandbox.Invalid):
 		status, message = http.StatusBadRequest, messageOf(err)
 	}
 	writeJSON(w, status, contentError{strconv.Itoa(status), message})
+}
+
+// leaves reports whether a path leads out of the volume by a link, which is as
+// good as nowhere. os.Root has no name for this error.
+func leaves(err error) bool {
+	var p *fs.PathError
+	return errors.As(err, &p) && strings.Contains(p.Err.Error(), "escapes")
+}
+
+// cause is the innermost reason, without paths of the host.
+func cause(err error) string {
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err.Error()
 }
 
 func (a *api) statPath(w http.ResponseWriter, _ *http.Request, root *os.Root, name string) error {
@@ -162,7 +201,7 @@ func (a *api) listDir(w http.ResponseWriter, r *http.Request, root *os.Root, nam
 	out := []volumeEntry{}
 	var walk func(dir string, left int) error
 	walk = func(dir string, left int) error {
-		entries, err := fs.ReadDir(root.FS(), dir)
+		entries, err := readDir(root, dir)
 		if err != nil {
 			return err
 		}
@@ -192,6 +231,19 @@ func (a *api) listDir(w http.ResponseWriter, r *http.Request, root *os.Root, nam
 	}
 	writeJSON(w, http.StatusOK, out)
 	return nil
+}
+
+// readDir lists a directory, sorted by name. What is none is not opened: a pipe
+// would hold us until somebody writes to it.
+func readDir(root *os.Root, name string) ([]fs.DirEntry, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return entries, err
 }
 
 // attributes are what a client may set of an entry; nil leaves it.
@@ -319,19 +371,19 @@ func (a *api) removePath(w http.ResponseWriter, _ *http.Request, root *os.Root, 
 }
 
 func (a *api) readFile(w http.ResponseWriter, r *http.Request, root *os.Root, name string) error {
-	// A pipe that nobody writes to would hold the open for ever.
-	info, err := root.Stat(name)
+	// A pipe that nobody writes to would otherwise hold the open for ever.
+	f, err := root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if !info.Mode().IsRegular() {
 		return fs.ErrNotExist
 	}
-	f, err := root.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	w.Header().Set("Content-Type", "application/octet-stream")
 	http.ServeContent(w, r, "", info.ModTime(), f)
 	return nil

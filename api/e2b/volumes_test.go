@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -129,6 +130,61 @@ func TestNothingOutsideAVolumeIsReached(t *testing.T) {
 	s.want(s.inVolume(v, "GET", "dir", "/", "", ""), 401)
 	v.VolumeID = "ghost"
 	s.want(s.inVolume(v, "GET", "dir", "/", "", ""), 401)
+}
+
+func TestBadPathsInVolumesAreTheClientsFault(t *testing.T) {
+	s := newServer(t)
+	v := s.createVolume("data")
+	record, err := s.node.GetVolume(t.Context(), "team", v.VolumeID)
+	must(t, err)
+	dir := s.node.VolumePath(record)
+	must(t, os.Symlink("/etc", filepath.Join(dir, "out")))
+	must(t, os.Symlink("loop", filepath.Join(dir, "loop")))
+	must(t, os.WriteFile(filepath.Join(dir, "file"), []byte("x"), 0o644))
+	must(t, syscall.Mkfifo(filepath.Join(dir, "pipe"), 0o644))
+	for _, path := range []string{"/out/passwd", "/out", "/loop", "/loop/a", "/file/a", "/file/a/b", "/pipe", "/pipe/x", "/a\x00b", "/" + strings.Repeat("n", 300), "/" + strings.Repeat("a/", 3000), "/gone/x"} {
+		for _, c := range []struct{ method, what, more, body string }{
+			{"GET", "file", "", ""}, {"PUT", "file", "", "x"}, {"PUT", "file", "&force=true", "x"},
+			{"GET", "dir", "", ""}, {"POST", "dir", "", ""}, {"POST", "dir", "&force=true", ""},
+			{"GET", "path", "", ""}, {"PATCH", "path", "", `{"mode":448}`}, {"DELETE", "path", "", ""},
+		} {
+			if c.method == "DELETE" && strings.Count(path, "/") == 1 {
+				continue // they can be removed, and are needed
+			}
+			if r := s.inVolume(v, c.method, c.what, path, c.more, c.body); r.status >= 500 {
+				t.Errorf("%s %s %.20q: %d %s", c.method, c.what, path, r.status, r.body)
+			}
+		}
+	}
+}
+
+func TestAVolumeHoldsNoMoreThanItsSize(t *testing.T) {
+	s := newServer(t)
+	v := s.createVolume("data")
+	big := strings.Repeat("x", testVolumeSize/2)
+	s.want(s.inVolume(v, "PUT", "file", "/one", "", big), 201)
+	s.want(s.inVolume(v, "PUT", "file", "/two", "", big+big), 507)
+	s.want(s.inVolume(v, "GET", "file", "/two", "", ""), 404)
+	record, err := s.node.GetVolume(t.Context(), "team", v.VolumeID)
+	must(t, err)
+	if left, err := os.ReadDir(s.node.VolumePath(record)); err != nil || len(left) != 1 {
+		t.Errorf("left in the volume: %v, %v", left, err)
+	}
+	// What its users put there by themselves counts, too.
+	must(t, os.WriteFile(filepath.Join(s.node.VolumePath(record), "theirs"), []byte(big+big), 0o644))
+	s.node.VolumeGrew(record, 2*int64(len(big))) // as the node finds out in time
+	s.want(s.do("POST", "/v2/sandboxes", `{"templateID":"`+plainTemplate+`","volumeMounts":[{"name":"data","path":"/data"}]}`), 429)
+}
+
+// Files of a sandbox's root are root's here, setuid bit and all.
+func TestNobodyElseReachesVolumesOnTheHost(t *testing.T) {
+	s := newServer(t)
+	record, err := s.node.GetVolume(t.Context(), "team", s.createVolume("data").VolumeID)
+	must(t, err)
+	info, err := os.Stat(filepath.Dir(s.node.VolumePath(record)))
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
 }
 
 func FuzzVolumePath(f *testing.F) {
