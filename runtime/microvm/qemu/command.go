@@ -31,15 +31,14 @@ type command struct {
 
 // kernelFiles is what to boot, as descriptors.
 type kernelFiles struct {
-	image, initrd int
+	image, initrd int // initrd may be 0
 	args          string
 }
 
 // diskFiles is one disk.
 type diskFiles struct {
-	serial   string
-	layers   []layerFile // from the lowest
-	writable bool        // and so qcow2
+	serial string
+	layers []layerFile // from the lowest
 }
 
 // layerFile is the descriptors of one layer. QEMU opens a writable layer anew,
@@ -78,7 +77,11 @@ func (c command) arguments() []string {
 			"-device", "virtio-net-device,id=nic,netdev=net,mac="+c.mac.String())
 	}
 	if k := c.kernel; k != nil {
-		return append(args, "-kernel", fdPath(k.image), "-initrd", fdPath(k.initrd), "-append", c.kernelArgs()+k.args)
+		args = append(args, "-kernel", fdPath(k.image), "-append", c.kernelArgs()+k.args)
+		if k.initrd > 0 {
+			args = append(args, "-initrd", fdPath(k.initrd))
+		}
+		return args
 	}
 	return append(args, "-incoming", "defer")
 }
@@ -93,11 +96,8 @@ func (d diskFiles) arguments(disk int) []string {
 			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", l.write, l.read))
 		}
 		format := "driver=raw"
-		if d.writable {
-			format = "driver=qcow2"
-		}
 		if i > 0 {
-			format += ",backing=" + layerName(disk, i-1)
+			format = "driver=qcow2,backing=" + layerName(disk, i-1)
 		}
 		args = append(args,
 			"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,discard=unmap,cache.no-flush=on", fileName(disk, i), l.read, readOnly),

@@ -84,6 +84,15 @@ func (d *Driver) Accelerator() string { return d.accel.name() }
 // Memory rounds a size to one that machines can have.
 func (d *Driver) Memory(size int64) int64 { return roundMemory(size) }
 
+// CPUs is what is wanted, or one where they are emulated: all would share one
+// thread, and wait for each other.
+func (d *Driver) CPUs(wanted int) int {
+	if !d.accel.kvm {
+		return 1
+	}
+	return max(1, wanted)
+}
+
 // files collects what a new process gets, and knows the numbers there.
 type files struct {
 	list []*os.File
@@ -197,7 +206,7 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 			}
 			layers = append(layers, l)
 		}
-		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers, disk.Writable})
+		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers})
 	}
 	return cmd, nil
 }

@@ -11,21 +11,19 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
 	"github.com/atoll-run/atoll/runtime/process"
 )
 
 // machine is one QEMU.
 type machine struct {
-	dir    string
 	proc   *process.Process
 	qmp    *client
 	output *os.File // what QEMU said on its own account; nil for an adopted one
 	serial net.Conn // connected from the start; nil once Serial handed it out
 
 	mu      sync.Mutex
+	dir     string
 	memory  *memoryMap    // nil until it was looked up
 	changed chan struct{} // closed and made anew at each event
 	events  [eventsKept]event
@@ -44,6 +42,13 @@ func newMachine(dir string, p *process.Process) *machine {
 // Process returns QEMU's process.
 func (m *machine) Process() *process.Process { return m.proc }
 
+// Move says that the machine's directory has another name now.
+func (m *machine) Move(dir string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.dir = dir
+}
+
 // Ended is closed when the guest or QEMU has ended.
 func (m *machine) Ended() <-chan struct{} { return m.ended }
 
@@ -57,13 +62,13 @@ func (m *machine) Cause() string {
 // Serial connects to the guest's port.
 func (m *machine) Serial() (net.Conn, error) {
 	m.mu.Lock()
-	conn := m.serial
+	conn, dir := m.serial, m.dir
 	m.serial = nil
 	m.mu.Unlock()
 	if conn != nil {
 		return conn, nil
 	}
-	return dial(m.dir, serialName)
+	return dial(dir, serialName)
 }
 
 // take is called for every event, by the goroutine that reads them.
@@ -282,20 +287,3 @@ func (m *machine) Close() error {
 }
 
 var _ vmm.Machine = (*machine)(nil)
-
-// memfd is the name of guest memory in the list of a process's mappings.
-const memoryName = "atoll-memory"
-
-// NewMemory makes the memory of a guest, of size bytes, all zeros.
-func NewMemory(size int64) (*os.File, error) {
-	fd, err := unix.MemfdCreate(memoryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		return nil, fmt.Errorf("make memory: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), memoryName)
-	if err := f.Truncate(size); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("make memory: %w", err)
-	}
-	return f, nil
-}

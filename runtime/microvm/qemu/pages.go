@@ -70,7 +70,7 @@ func (m *machine) findMemory() (*memoryMap, error) {
 // guest memory.
 func parseMapping(line string) (a area, ok bool) {
 	fields := strings.Fields(line)
-	if len(fields) < 6 || !strings.HasPrefix(fields[5], "/memfd:"+memoryName) {
+	if len(fields) < 6 || !strings.HasPrefix(fields[5], "/memfd:"+vmm.MemoryName) {
 		return a, false
 	}
 	from, to, _ := strings.Cut(fields[0], "-")

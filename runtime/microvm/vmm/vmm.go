@@ -9,8 +9,11 @@ package vmm
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/runtime/cgroup"
 	"github.com/atoll-run/atoll/runtime/process"
@@ -27,6 +30,10 @@ type Driver interface {
 
 	// Memory rounds a size of memory in bytes to one that machines can have.
 	Memory(size int64) int64
+
+	// CPUs is how many virtual processors a machine has that may use so many of
+	// the host's.
+	CPUs(wanted int) int
 
 	// Start starts a machine. With a Kernel it boots at once; without one it
 	// waits for Load. A failed Start leaves no process.
@@ -63,8 +70,8 @@ type Kernel struct {
 type Disk struct {
 	// Serial is the serial number by which the guest finds it.
 	Serial string
-	// Layers are files from the lowest to the uppermost. Those of a writable disk
-	// are qcow2, with headers that name nothing; else there is one, which is raw.
+	// Layers are files from the lowest to the uppermost. The lowest is raw, the
+	// others are qcow2 with headers that name nothing.
 	Layers []string
 	// Writable says that the guest writes to the uppermost layer.
 	Writable bool
@@ -72,6 +79,9 @@ type Disk struct {
 
 // Machine is one virtual machine. Its calls about state are made one at a time.
 type Machine interface {
+	// Move says that the machine's directory has another name now.
+	Move(dir string)
+
 	// Process is the monitor's process.
 	Process() *process.Process
 
@@ -123,3 +133,29 @@ type Machine interface {
 
 // Run is a number of neighbouring pages.
 type Run struct{ First, Count uint32 }
+
+// MemoryName is the name of guest memory in the list of a process's mappings.
+const MemoryName = "atoll-memory"
+
+// NewMemory makes the memory of a guest, of size bytes, all zeros.
+func NewMemory(size int64) (*os.File, error) {
+	fd, err := unix.MemfdCreate(MemoryName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("make memory: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), MemoryName)
+	if err := f.Truncate(size); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make memory: %w", err)
+	}
+	return f, nil
+}
+
+// Seal makes memory immutable for ever, which nobody may have mapped for writing.
+func Seal(memory *os.File) error {
+	const seals = unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return fmt.Errorf("seal memory: %w", err)
+	}
+	return nil
+}

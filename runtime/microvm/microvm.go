@@ -1,0 +1,276 @@
+// Package microvm runs every sandbox on a kernel of its own, in a virtual machine.
+//
+// A machine is a clone of a template: the same kernel, root, size and devices,
+// booted once up to the guest agent and then frozen. Clones map the template's
+// memory privately, so that each costs what it writes. A snapshot is what a
+// machine changed of that memory, the state of its devices, and the layers of its
+// disk; forks of it start in the same way as clones of a template do.
+//
+// What is needed to find machines again is in Config.Dir, and what several nodes
+// may share in Config.Cache:
+//
+//	DIR/lock                  held by the one Runtime that owns the directory
+//	DIR/s/<id>/               one sandbox: record.json, sockets, its memory's origin, its disk's layers
+//	CACHE/kernel, CACHE/disk  kernels and empty file systems
+//	CACHE/templates/<key>/    template.json, memory, devices, disk
+//	CACHE/accelerator.json    whether this host runs machines under KVM
+package microvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/zeebo/blake3"
+	"golang.org/x/sys/unix"
+
+	"github.com/atoll-run/atoll/runtime/cgroup"
+	"github.com/atoll-run/atoll/runtime/feed"
+	"github.com/atoll-run/atoll/runtime/microvm/kernel"
+	"github.com/atoll-run/atoll/runtime/microvm/qemu"
+	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Name is the word by which users choose this runtime.
+const Name = "microvm"
+
+// Config says where and how a Runtime keeps its machines.
+type Config struct {
+	// Dir holds the sandboxes. It is made if it is missing. One Runtime at a time may own it.
+	Dir string
+	// Cache holds what is the same for all: kernels and templates. Several
+	// runtimes may share it. Empty means a directory in Dir.
+	Cache string
+	// Guest is the host path of the static guest agent.
+	Guest string
+	// Prefix names the control group under which all machines of this runtime
+	// lie; empty means a name derived from Dir. No two directories may share one.
+	Prefix string
+	// QEMU is the monitor's program; empty means the one in the search path.
+	QEMU string
+	// Kernel is a vmlinux or bzImage to boot instead of the distribution's, and
+	// Modules the directory of its modules; empty when its drivers are built in.
+	Kernel, Modules string
+	// Accelerator is "kvm" or "tcg"; empty means KVM where a machine really runs under it.
+	Accelerator string
+	// Prewarm bounds how many machines of the kind used last are kept ready; how
+	// many there are follows demand. 0 keeps none.
+	Prewarm int
+	// Overcommit is how many times the host's memory all machines together may
+	// have as theirs; 0 means 10. Whatever it is, none is made when there is
+	// little left.
+	Overcommit float64
+	// Defaults fills the zero fields of a spec's Resources. Its own zero fields
+	// mean: 1 GiB of memory, 10 GiB of disk, 1 CPU.
+	Defaults sandbox.Resources
+	// Log receives what happens; nil discards it.
+	Log *slog.Logger
+}
+
+// Runtime is the microVM runtime. Its methods may be called from many goroutines.
+type Runtime struct {
+	cfg       Config
+	log       *slog.Logger
+	lock      *os.File
+	groups    *cgroup.Parent
+	driver    vmm.Driver
+	kernel    kernel.Kernel
+	taps      *taps
+	templates *templates
+	memories  *memories
+	pool      *pool
+	events    *feed.Feed
+	step      func(name string) // called between the steps of a snapshot and a fork; tests end the process there
+
+	mu      sync.Mutex
+	boxes   map[string]*box // by ID; includes those being made
+	closed  bool
+	watches sync.WaitGroup // goroutines that wait for machines to end
+}
+
+var _ sandbox.Runtime = (*Runtime)(nil)
+
+// New opens the runtime at cfg.Dir, adopts the machines that an earlier process
+// left running there and removes what it left half made. The first time on a host
+// it fetches a kernel and finds out whether KVM works, which ctx bounds. It fails
+// with Unsupported where there is no QEMU, Denied where the host does not allow
+// what machines need, and Conflict when another process owns the directory.
+func New(ctx context.Context, cfg Config) (*Runtime, error) {
+	const op = "microvm.New"
+	if os.Geteuid() != 0 {
+		return nil, sandbox.Errorf(op, sandbox.Denied, "",
+			"machines need root for control groups and network namespaces, and this process runs as uid %d", os.Geteuid()).
+			WithHint("run it with sudo or as a system service")
+	}
+	driver, err := qemu.Open(ctx, cfg.QEMU)
+	if err != nil {
+		return nil, sandbox.E(op, "", "", err)
+	}
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+		return nil, sandbox.E(op, sandbox.Invalid, cfg.Dir, err)
+	}
+	cfg.fill()
+	for _, dir := range []string{filepath.Join(cfg.Dir, "s"), filepath.Join(cfg.Cache, "templates")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, sandbox.E(op, ioKind(err), dir, err)
+		}
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, driver: driver, events: new(feed.Feed), boxes: make(map[string]*box), step: func(string) {}}
+	if err := r.open(ctx, driver); err != nil {
+		lock.Close()
+		return nil, sandbox.E(op, "", "", err)
+	}
+	return r, nil
+}
+
+// fill puts defaults where nothing was said.
+func (cfg *Config) fill() {
+	if cfg.Cache == "" {
+		cfg.Cache = filepath.Join(cfg.Dir, "cache")
+	}
+	if cfg.Prefix == "" {
+		sum := blake3.Sum256([]byte(cfg.Dir))
+		cfg.Prefix = fmt.Sprintf("atoll-%x-vm", sum[:5])
+	}
+	if cfg.Overcommit == 0 {
+		cfg.Overcommit = 10
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	cfg.Defaults = cfg.Defaults.Or(sandbox.Resources{CPUs: 1, Memory: 1 << 30, Disk: 10 << 30})
+}
+
+// open does the part of New that needs the directory's lock.
+func (r *Runtime) open(ctx context.Context, driver *qemu.Driver) error {
+	var err error
+	r.kernel, err = kernel.Fetch(ctx, kernel.Options{
+		Dir: filepath.Join(r.cfg.Cache, "kernel"), Guest: r.cfg.Guest, Kernel: r.cfg.Kernel, Modules: r.cfg.Modules, Log: r.log,
+	})
+	if err != nil {
+		return err
+	}
+	if r.groups, err = cgroup.Open(r.cfg.Prefix); err != nil {
+		return err
+	}
+	if err := r.accelerate(ctx, driver); err != nil {
+		return err
+	}
+	if r.taps, err = openTaps(); err != nil {
+		return err
+	}
+	r.memories = newMemories()
+	r.templates = newTemplates(r)
+	if err := r.adopt(ctx); err != nil {
+		return err
+	}
+	r.pool = newPool(r, r.cfg.Prewarm)
+	return nil
+}
+
+// lockDir takes the directory for this process. The lock ends with the process.
+func lockDir(dir string) (*os.File, error) {
+	const op = "microvm.New"
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Internal, dir, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, sandbox.Errorf(op, sandbox.Conflict, dir, "another process owns this directory").
+				WithHint("stop it, or choose another state directory")
+		}
+		return nil, sandbox.E(op, sandbox.Internal, dir, err)
+	}
+	return f, nil
+}
+
+// Name returns "microvm".
+func (r *Runtime) Name() string { return Name }
+
+// Capabilities says what machines can do. Mounts are not among it: a directory of
+// the host cannot be shared with a machine that may be frozen and copied. Nor is
+// a limit of processes: they are a matter of the guest's own kernel.
+func (r *Runtime) Capabilities() sandbox.Capabilities {
+	return sandbox.Capabilities{
+		Isolation:  sandbox.IsolationMachine,
+		Roots:      []sandbox.RootKind{sandbox.RootEROFS},
+		Networks:   []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkSandbox},
+		Pause:      true,
+		Snapshot:   true,
+		Memory:     true,
+		Changes:    true,
+		CPULimit:   true,
+		MemLimit:   true,
+		DiskLimit:  true,
+		Persistent: true,
+	}
+}
+
+// Watch delivers events until ctx ends.
+func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.events.Watch(ctx) }
+
+// Close ends the pool and gives up the directory. Machines go on.
+func (r *Runtime) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	r.mu.Unlock()
+	r.pool.close()
+	r.templates.close()
+	r.letGo()
+	r.groups.Close()
+	return r.lock.Close()
+}
+
+// letGo lets all machines go without ending them.
+func (r *Runtime) letGo() {
+	r.mu.Lock()
+	boxes := make([]*box, 0, len(r.boxes))
+	for _, b := range r.boxes {
+		boxes = append(boxes, b)
+	}
+	r.mu.Unlock()
+	for _, b := range boxes {
+		b.detach()
+	}
+	r.watches.Wait()
+	r.events.Close()
+	r.memories.close()
+	r.taps.close()
+}
+
+// accelerate decides by what machines run here.
+func (r *Runtime) accelerate(ctx context.Context, driver *qemu.Driver) error {
+	switch r.cfg.Accelerator {
+	case "tcg":
+		return driver.Emulate()
+	case "", "kvm":
+	default:
+		return sandbox.Errorf("microvm.New", sandbox.Invalid, r.cfg.Accelerator, "an accelerator is kvm or tcg")
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	why, err := driver.Accelerate(ctx, filepath.Join(r.cfg.Cache, "accelerator.json"), r.kernel.Vmlinux, r.groups.Group("probe"))
+	if err != nil {
+		return err
+	}
+	if why != "" && r.cfg.Accelerator == "kvm" {
+		return sandbox.Errorf("microvm.New", sandbox.Unsupported, "", "machines do not run under KVM here: %s", why)
+	}
+	return nil
+}

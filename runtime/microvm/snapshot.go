@@ -1,0 +1,374 @@
+package microvm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+const (
+	// manifestName is our description of a snapshot, written last: a directory
+	// without it is none.
+	manifestName   = "microvm.json"
+	manifestFormat = 1
+	deltaName      = "delta" // page file of what the machine changed
+
+	// writtenDelta is the size in bytes up to which a delta is written into each
+	// machine that is restored. A larger one becomes part of a memory that all of
+	// them map, so that it is there once.
+	writtenDelta = 16 << 20
+	// maxBase bounds how many page files make a memory, and maxLayers how many
+	// layers a disk has; beyond that they are merged.
+	maxBase   = 4
+	maxLayers = 12
+	// keptLayers of a disk are never merged: the empty file system and the template's.
+	keptLayers = 2
+)
+
+// manifest says what a snapshot is of and what its files are.
+type manifest struct {
+	Format    int               `json:"format"`
+	Root      sandbox.Root      `json:"root"`
+	Resources sandbox.Resources `json:"resources"`
+	Origin    origin            `json:"origin"`  // files are in the snapshot's directory
+	Devices   string            `json:"devices"` // digest of their state
+}
+
+// Snapshot writes the machine's whole state into dir. When that fails, the machine
+// goes on as it was and dir is left empty.
+func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.SnapshotOptions) error {
+	const op = "microvm.Snapshot"
+	b, err := r.box(op, id)
+	if err != nil {
+		return err
+	}
+	b.op.Lock()
+	defer b.op.Unlock()
+	v, err := b.live(op, sandbox.Running, sandbox.Paused)
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return sandbox.E(op, "", id, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil {
+		return sandbox.E(op, sandbox.Invalid, id, err)
+	} else if len(entries) > 0 {
+		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
+	}
+	if err := r.snapshot(ctx, b, v, dir); err != nil {
+		err = errors.Join(err, clearDir(dir))
+		b.settle()
+		if _, dead := b.live(op, sandbox.Running, sandbox.Paused); dead != nil {
+			return dead
+		}
+		return sandbox.E(op, ioKind(err), id, err)
+	}
+	r.step("snapshot written")
+	if opts.Stop {
+		return r.destroy(op, b)
+	}
+	return nil
+}
+
+// clearDir removes what is in a directory.
+func clearDir(dir string) error {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
+	}
+	return err
+}
+
+// snapshot does the work of Snapshot. The machine is afterwards as it was, but
+// that it writes to a new layer of its disk. b.op is held.
+func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error {
+	if err := r.merge(ctx, b, v); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	m := manifest{Format: manifestFormat, Root: b.rec.Spec.Root, Resources: b.rec.Resources, Origin: b.rec.Origin}
+	running := b.rec.State == sandbox.Running
+	b.mu.Unlock()
+	m.Origin.Delta = nil
+	// The new layer is on record before it is used. One that is on record and was
+	// never used is empty, and harmless.
+	next, err := addLayer(b.dir, m.Origin)
+	if err != nil {
+		return err
+	}
+	r.step("layer made")
+	if err := b.update(func(rec *record) { rec.Origin = next; rec.Origin.Delta = nil }); err != nil {
+		return err
+	}
+	r.step("layer on record")
+	if running {
+		if err := v.machine.Pause(ctx); err != nil {
+			return err
+		}
+	}
+	err = r.freezeState(ctx, b, v, filepath.Join(b.dir, next.Layers[len(next.Layers)-1]), dir)
+	if running {
+		// Whatever happened, also to our caller, the machine must go on.
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		defer cancel()
+		err = errors.Join(err, v.machine.Resume(clean))
+	}
+	r.step("resumed")
+	if err != nil {
+		return err
+	}
+	if err := r.finish(ctx, b, dir, &m); err != nil {
+		return err
+	}
+	r.step("manifest written")
+	return nil
+}
+
+// freezeState writes what must be written while the machine stands still.
+func (r *Runtime) freezeState(ctx context.Context, b *box, v *vm, layer, dir string) error {
+	r.step("paused")
+	if err := v.machine.AddLayer(ctx, ownDisk, layer); err != nil {
+		return err
+	}
+	r.step("layer added")
+	if err := saveDevices(ctx, v, dir); err != nil {
+		return err
+	}
+	r.step("devices saved")
+	runs, err := v.machine.Changed()
+	if err != nil {
+		return err
+	}
+	if err := writePages(filepath.Join(dir, deltaName), b.rec.Origin.Shape.Memory, runs, v.machine.ReadPages); err != nil {
+		return err
+	}
+	r.step("memory written")
+	return nil
+}
+
+// finish adds the files that do not change any more, syncs everything and
+// describes it.
+func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) error {
+	base, err := r.flatten(b.dir, m.Origin, dir)
+	if err != nil {
+		return err
+	}
+	m.Origin.Base = base
+	for _, name := range m.Origin.Layers {
+		if err := linkFile(filepath.Join(dir, name), filepath.Join(b.dir, name)); err != nil {
+			return err
+		}
+		if err := syncPath(dir, name); err != nil {
+			return err
+		}
+	}
+	r.step("files linked")
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	delta, err := finishPages(dir, deltaName)
+	if err != nil {
+		return err
+	}
+	m.Origin.Delta = &delta
+	devices, err := os.ReadFile(filepath.Join(dir, devicesName))
+	if err != nil {
+		return err
+	}
+	m.Devices = digestOfBytes(devices)
+	if err := syncPath(dir, devicesName); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeSynced(filepath.Join(dir, manifestName), data); err != nil {
+		return err
+	}
+	return syncPath(dir)
+}
+
+// flatten puts the page files of a memory into dir: the same ones, or one that
+// holds all of them when they have become many.
+func (r *Runtime) flatten(from string, o origin, dir string) ([]pageFile, error) {
+	if len(o.Base) <= maxBase {
+		for _, p := range o.Base {
+			if err := linkFile(filepath.Join(dir, p.Name), filepath.Join(from, p.Name)); err != nil {
+				return nil, err
+			}
+		}
+		return o.Base, nil
+	}
+	memory, err := r.memories.get(from, o.Base, o.Shape.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	p, err := dumpMemory(memory, o.Shape.Memory, dir, memoryName)
+	return []pageFile{p}, err
+}
+
+// merge shortens the machine's disk when it has many layers. b.op is held.
+func (r *Runtime) merge(ctx context.Context, b *box, v *vm) error {
+	layers := b.rec.Origin.Layers
+	if len(layers) < maxLayers {
+		return nil
+	}
+	if err := v.machine.MergeLayers(ctx, ownDisk, keptLayers); err != nil {
+		return err
+	}
+	// What is merged is in the uppermost layer, too, so that nothing is lost if
+	// the record is not written any more.
+	kept := []string{layers[0], layers[len(layers)-1]}
+	if err := b.update(func(rec *record) { rec.Origin.Layers = kept }); err != nil {
+		return err
+	}
+	for _, name := range layers[1 : len(layers)-1] {
+		if err := os.Remove(filepath.Join(b.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restore makes a machine from the state in dir.
+func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) error {
+	const op = "microvm.Restore"
+	if err := r.check(op, spec); err != nil {
+		return err
+	}
+	m, err := readManifest(dir)
+	if err != nil {
+		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	if err := r.fits(m, spec); err != nil {
+		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	return r.make(ctx, op, spec, m.Origin, func(b *box) (*vm, error) { return r.revive(ctx, b, spec, m, dir) })
+}
+
+// revive starts the machine of a snapshot.
+func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manifest, from string) (*vm, error) {
+	o := m.Origin
+	names := slices.Concat(o.Layers, []string{devicesName, o.Delta.Name})
+	for _, p := range o.Base {
+		names = append(names, p.Name)
+	}
+	for _, name := range names {
+		if err := linkFile(filepath.Join(b.dir, name), filepath.Join(from, name)); err != nil {
+			if errors.Is(err, os.ErrNotExist) {
+				return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
+			}
+			return nil, err
+		}
+	}
+	if err := r.checked(filepath.Join(b.dir, devicesName), m.Devices); err != nil {
+		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
+	}
+	o = place(o)
+	o, err := addLayer(b.dir, o)
+	if err != nil {
+		return nil, err
+	}
+	b.rec.Origin = o // nobody else knows the box yet
+	r.step("restore prepared")
+	v, err := r.clone(ctx, b.dir, spec.ID, spec.Root.Path, o)
+	if errors.Is(err, errDamaged) {
+		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r.step("monitor started")
+	if err := v.load(ctx, o); err != nil {
+		if errors.Is(err, errDamaged) {
+			err = sandbox.E("read snapshot", sandbox.Invalid, "", err)
+		}
+		return v, err
+	}
+	r.step("machine runs")
+	// It is in the machine's own memory now.
+	b.rec.Origin.Delta = nil
+	if o.Delta != nil {
+		if err := os.Remove(filepath.Join(b.dir, o.Delta.Name)); err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// place decides where the changes of a snapshot go: into each machine's own
+// memory when they are few, into the memory that all its machines map when they
+// are many.
+func place(o origin) origin {
+	if o.Delta != nil && (o.Delta.Bytes > writtenDelta || len(o.Base) == 0) {
+		o.Base, o.Delta = append(slices.Clone(o.Base), *o.Delta), nil
+	}
+	return o
+}
+
+// readManifest reads our part of a snapshot.
+func readManifest(dir string) (m manifest, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, manifestName))
+	if err != nil {
+		return m, fmt.Errorf("no snapshot of this runtime: %w", err)
+	}
+	return parseManifest(data)
+}
+
+// parseManifest decodes a manifest, which may come from another node.
+func parseManifest(data []byte) (m manifest, err error) {
+	if err := json.Unmarshal(data, &m); err != nil {
+		return m, fmt.Errorf("damaged snapshot manifest: %w", err)
+	}
+	if m.Format != manifestFormat {
+		return m, fmt.Errorf("snapshot has format %d, this version reads %d", m.Format, manifestFormat)
+	}
+	if m.Origin.Delta == nil || len(m.Origin.Layers) == 0 || len(m.Origin.Base) > maxBase+1 || len(m.Origin.Layers) > maxLayers {
+		return m, errors.New("damaged snapshot manifest: its files do not make a machine")
+	}
+	names := slices.Concat(m.Origin.Layers, []string{m.Origin.Delta.Name})
+	for _, p := range m.Origin.Base {
+		names = append(names, p.Name)
+	}
+	reserved := []string{".", "..", recordName, devicesName, manifestName}
+	for i, name := range names {
+		if name == "" || name != filepath.Base(name) || slices.Contains(reserved, name) || slices.Contains(names[:i], name) || filepath.Ext(name) == ".sock" {
+			return m, fmt.Errorf("damaged snapshot manifest: file %q", name)
+		}
+	}
+	s := m.Origin.Shape
+	if s.Memory <= 0 || s.Memory%vmm.PageSize != 0 || s.Disk <= 0 || s.CPUs < 1 {
+		return m, fmt.Errorf("damaged snapshot manifest: a machine of %+v", s)
+	}
+	return m, nil
+}
+
+// fits says why a snapshot cannot become what spec wants.
+func (r *Runtime) fits(m manifest, spec sandbox.Spec) error {
+	res := spec.Resources.Or(r.cfg.Defaults)
+	want := r.shapeOf(spec, res)
+	want.Kernel = m.Origin.Shape.Kernel // it is in the snapshot's memory
+	switch {
+	case m.Origin.Shape.Monitor != want.Monitor:
+		return fmt.Errorf("the snapshot is of a machine on %s and this host has %s, which cannot go on with it; make the sandbox anew", m.Origin.Shape.Monitor, want.Monitor)
+	case m.Root.Kind != spec.Root.Kind || m.Root.Digest != spec.Root.Digest:
+		return fmt.Errorf("the snapshot's root is %s %s, not %s %s", m.Root.Kind, m.Root.Digest, spec.Root.Kind, spec.Root.Digest)
+	case m.Resources != res:
+		return fmt.Errorf("the snapshot's resources are %+v, not %+v", m.Resources, res)
+	case m.Origin.Shape.Network != want.Network:
+		return errors.New("a machine with a network cannot go on without one, nor the other way round")
+	case m.Origin.Shape != want:
+		return fmt.Errorf("the snapshot is of a machine of %+v, not %+v", m.Origin.Shape, want)
+	}
+	return nil
+}

@@ -1,0 +1,313 @@
+package microvm
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/serial"
+	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/runtime/cgroup"
+	"github.com/atoll-run/atoll/runtime/microvm/disk"
+	"github.com/atoll-run/atoll/runtime/microvm/kernel"
+	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// The disks of a machine, in the order in which it has them.
+const (
+	rootDisk = iota
+	ownDisk
+)
+
+// vm is one machine with all that it needs of its host.
+type vm struct {
+	dir     string
+	group   *cgroup.Group
+	machine vmm.Machine
+	tap     string // name of its device; empty without network
+
+	mu      sync.Mutex
+	session *serial.Session // nil until the guest was reached
+}
+
+// origin is what a machine starts from. Names are of files in the machine's
+// own directory.
+type origin struct {
+	Shape  shape      `json:"shape"`
+	Base   []pageFile `json:"base"`            // make the memory that it maps; none: all zeros
+	Delta  *pageFile  `json:"delta,omitempty"` // written into its own memory; nil: nothing
+	Layers []string   `json:"layers"`          // of its disk, upon the empty file system
+}
+
+// start is how a machine starts.
+type start int
+
+const (
+	waiting    start = iota // for its state
+	booting                 // its kernel, in memory of its own
+	asTemplate              // booting, in the memory that its clones will map
+)
+
+// devicesName is the file with the state of devices.
+const devicesName = "devices"
+
+// layerName is the file of a layer of the disk.
+func layerName(i int) string { return fmt.Sprintf("disk%d.qcow2", i) }
+
+// spawn starts a machine in dir: one that waits for its state, or one that boots.
+// All that the origin names is in dir, and memory is what it describes. A failed
+// spawn leaves no process and no group.
+func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o origin, memory *os.File, how start) (v *vm, err error) {
+	s := o.Shape
+	v = &vm{dir: dir, group: r.groups.Group(groupName)}
+	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), s.Disk)
+	if err != nil {
+		return nil, err
+	}
+	layers := []string{empty}
+	for _, name := range o.Layers {
+		layers = append(layers, filepath.Join(dir, name))
+	}
+	c := vmm.Config{
+		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, Shared: how == asTemplate, CPUs: s.CPUs, MAC: guestMAC,
+		Disks: []vmm.Disk{
+			{Serial: wire.DiskRoot, Layers: []string{root}},
+			{Serial: wire.DiskOverlay, Layers: layers, Writable: true},
+		},
+	}
+	if how != waiting {
+		c.Kernel = &vmm.Kernel{Image: r.kernel.Vmlinux, Initrd: r.kernel.Initramfs, Args: kernel.Args}
+	}
+	if s.Network {
+		t, err := r.taps.make()
+		if err != nil {
+			return nil, err
+		}
+		defer t.file.Close()
+		v.tap, c.Tap = t.name, t.file
+	}
+	if err := v.group.Create(); err != nil {
+		return nil, fmt.Errorf("make control group: %w", err)
+	}
+	if err := v.group.Limit(limits(sandbox.Resources{Memory: s.Memory})); err != nil {
+		return nil, errors.Join(fmt.Errorf("limit control group: %w", err), v.group.Remove())
+	}
+	if v.machine, err = r.driver.Start(ctx, c); err != nil {
+		return nil, errors.Join(err, v.group.Remove())
+	}
+	return v, nil
+}
+
+// clone starts a machine from what its origin, in dir, describes, but does not
+// give it its state yet.
+func (r *Runtime) clone(ctx context.Context, dir, groupName, root string, o origin) (*vm, error) {
+	memory, err := r.memories.get(dir, o.Base, o.Shape.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	return r.spawn(ctx, dir, groupName, root, o, memory, waiting)
+}
+
+// cold boots a machine in dir and returns when its agent answers.
+func (r *Runtime) cold(ctx context.Context, dir, groupName, root string, o origin) (*vm, error) {
+	memory, err := vmm.NewMemory(o.Shape.Memory)
+	if err != nil {
+		return nil, err
+	}
+	defer memory.Close()
+	v, err := r.spawn(ctx, dir, groupName, root, o, memory, booting)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := v.reach(ctx); err != nil {
+		return nil, errors.Join(err, v.end())
+	}
+	return v, nil
+}
+
+// monitorMemory is what a machine's monitor may use beyond the guest's memory, in
+// bytes: its own heap, translated code, and pages of the disk's file.
+const monitorMemory = 128 << 20
+
+// limits bounds the group of a machine.
+func limits(res sandbox.Resources) cgroup.Limits {
+	const tasks = 64 // threads of the monitor
+	return cgroup.Limits{CPUs: res.CPUs, Memory: res.Memory + monitorMemory, Tasks: tasks}
+}
+
+// load gives a machine that waits its state and reaches its guest.
+func (v *vm) load(ctx context.Context, o origin) error {
+	if o.Delta != nil {
+		if err := o.Delta.readPages(v.dir, o.Shape.Memory, v.machine.WritePages); err != nil {
+			return err
+		}
+	}
+	f, err := os.Open(filepath.Join(v.dir, devicesName))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := v.machine.Load(ctx, f); err != nil {
+		return err
+	}
+	_, err = v.reach(ctx)
+	return err
+}
+
+// reachTimeout bounds how long a guest may take to answer on its port, also while
+// its kernel boots.
+const reachTimeout = 60 * time.Second
+
+// reach returns the session with the guest, which is made when there is none or
+// when it has ended.
+func (v *vm) reach(ctx context.Context) (*serial.Session, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.session != nil {
+		select {
+		case <-v.session.Done():
+			v.session.Close()
+			v.session = nil
+		default:
+			return v.session, nil
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	ctx, stop := v.whileAlive(ctx)
+	defer stop()
+	conn, err := v.machine.Serial()
+	if err != nil {
+		return nil, v.explain(err)
+	}
+	s, err := serial.Open(ctx, conn)
+	if err != nil {
+		return nil, v.explain(err)
+	}
+	v.session = s
+	return s, nil
+}
+
+// whileAlive ends the context when the machine ends.
+func (v *vm) whileAlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-v.machine.Ended():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}
+
+// explain says that the machine ended, if that is why something failed.
+func (v *vm) explain(err error) error {
+	select {
+	case <-v.machine.Ended():
+		return sandbox.E("reach guest", sandbox.Unavailable, "", fmt.Errorf("%s: %w", v.cause(), err))
+	default:
+		return err
+	}
+}
+
+// cause says why the machine ended.
+func (v *vm) cause() string {
+	if v.group.OutOfMemory() > 0 {
+		return "out of memory: the machine's monitor needed more than its limit and the kernel ended it"
+	}
+	if why := v.machine.Cause(); why != "" {
+		return why
+	}
+	return "the machine's monitor ended or was killed"
+}
+
+// dial opens a connection to a port of the guest.
+func (v *vm) dial(ctx context.Context, port int) (net.Conn, error) {
+	s, err := v.reach(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := s.Dial(ctx, port)
+	if err != nil {
+		return nil, v.explain(err)
+	}
+	return conn, nil
+}
+
+// maker is a client for the calls that only a machine's maker can make.
+func (v *vm) maker() *guest.Client {
+	return guest.New(func(ctx context.Context) (net.Conn, error) { return v.dial(ctx, serial.MachinePort) }, guest.Options{})
+}
+
+// identify tells the guest who it is: what it was copied from has the same random
+// numbers, an old clock, and another's name and address.
+func (v *vm) identify(ctx context.Context, spec sandbox.Spec, mtu int) error {
+	now := time.Now()
+	in := wire.Machine{Time: &now, Entropy: make([]byte, 64), Hostname: spec.Hostname}
+	_, _ = rand.Read(in.Entropy) // never fails since Go 1.24
+	if in.Hostname == "" {
+		in.Hostname = spec.ID
+	}
+	if l := spec.Link; l != nil {
+		in.Network = &wire.MachineNetwork{MTU: mtu, Address: l.Address, Gateway: l.Gateway, Resolver: l.Gateway}
+	}
+	g := v.maker()
+	defer g.CloseIdle()
+	return g.Machine(ctx, in)
+}
+
+// join gives the machine the sandbox's network and limits.
+func (r *Runtime) join(v *vm, spec sandbox.Spec, res sandbox.Resources) (mtu int, err error) {
+	if err := v.group.Limit(limits(res)); err != nil {
+		return 0, fmt.Errorf("limit control group: %w", err)
+	}
+	if spec.Link == nil {
+		return 0, nil
+	}
+	return r.taps.join(v.tap, spec.Link)
+}
+
+// end kills the machine and removes its control group.
+func (v *vm) end() error {
+	v.hangUp()
+	return errors.Join(v.machine.Kill(), v.group.Remove())
+}
+
+// hangUp ends the session with the guest.
+func (v *vm) hangUp() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.session != nil {
+		v.session.Close()
+		v.session = nil
+	}
+}
+
+// setClock tells a guest that stood still what time it is.
+func (v *vm) setClock(ctx context.Context) error {
+	now := time.Now()
+	g := v.maker()
+	defer g.CloseIdle()
+	return g.Machine(ctx, wire.Machine{Time: &now})
+}
+
+// move says that the machine's directory has another name now.
+func (v *vm) move(dir string) {
+	v.dir = dir
+	v.machine.Move(dir)
+}
+
+// processes counts the guest's processes.
+func (v *vm) processes(ctx context.Context) (int, error) {
+	return 1, nil
+}
