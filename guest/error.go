@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -53,13 +52,22 @@ func rpcError(op, subject string, err error) error {
 		// Not what the agent said but what happened on the way.
 		switch c.Code() {
 		case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal, connect.CodeInvalidArgument, connect.CodeDataLoss:
-			// A stream that is cut has many names in Connect.
-			return sandbox.E(op, sandbox.Unavailable, subject, fmt.Errorf("lost the connection: %w", c))
+			return sandbox.E(op, sandbox.Unavailable, subject, &cutError{c})
 		}
 		return sandbox.E(op, kinds[c.Code()], subject, c)
 	}
 	return transportError(op, err)
 }
+
+// cutError is a stream that was cut. That has many names in Connect, none of which
+// helps a user.
+type cutError struct{ cause error }
+
+// Error implements error.
+func (*cutError) Error() string { return "lost the connection to the sandbox" }
+
+// Unwrap returns what Connect calls it.
+func (e *cutError) Unwrap() error { return e.cause }
 
 // transportError is for calls that got no answer.
 func transportError(op string, err error) error {

@@ -291,6 +291,36 @@ func TestAFullDiskIsSaidSo(t *testing.T) {
 	wantKind(t, a.Upload(t.Context(), dir+"/d", tarOf(t, entry{name: "f", data: strings.Repeat("x", 2<<20)})), sandbox.Exhausted)
 }
 
+func TestAnUploadThatFailsLeavesWhatWasThere(t *testing.T) {
+	a := guesttest.Start(t)
+	ctx, dir := t.Context(), t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Skipf("needs to mount a small file system: %v", err)
+	}
+	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	old := tarOf(t, entry{name: "f", data: "old"}, entry{name: "link", kind: tar.TypeSymlink, link: "f"}, entry{name: "hard", kind: tar.TypeLink, link: "f"})
+	if err := a.Upload(ctx, dir, old); err != nil {
+		t.Fatal(err)
+	}
+	large := tarOf(t, entry{name: "f", data: strings.Repeat("x", 2<<20)}).Bytes()
+	err := a.Upload(ctx, dir, bytes.NewReader(large))
+	wantKind(t, err, sandbox.Exhausted)
+	if strings.Contains(err.Error(), ".atoll-") || !strings.Contains(err.Error(), `"f"`) {
+		t.Errorf("the error does not say what the user knows: %v", err)
+	}
+	// A client that was killed, as the agent sees it.
+	if err := a.Upload(ctx, dir, bytes.NewReader(large[:256<<10])); err == nil {
+		t.Error("half an archive was accepted")
+	}
+	// The same once more replaces everything by itself.
+	if err := a.Upload(ctx, dir, tarOf(t, entry{name: "hard", kind: tar.TypeLink, link: "f"}, entry{name: "link", kind: tar.TypeSymlink, link: "f"})); err != nil {
+		t.Error(err)
+	}
+	if got := run(t, a.Client, "cd "+dir+" && cat f hard link && ls -A | xargs"); got != "oldoldoldf hard link\n" {
+		t.Errorf("there is now %q", got)
+	}
+}
+
 func TestWhatTheReaderOfAnUploadSaysEndsIt(t *testing.T) {
 	dir := t.TempDir() // outlives the agent, which may still be about to write
 	a := guesttest.Start(t)

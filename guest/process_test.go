@@ -109,6 +109,10 @@ func TestASignalledProcessReportsItsSignal(t *testing.T) {
 	if out.ExitCode != -1 || out.Signal != syscall.SIGTERM || out.ShellCode() != 143 || out.Message != "signal: terminated" {
 		t.Fatalf("got %+v", out.Result)
 	}
+	// Memory is blamed only where it was the cause.
+	if out, err = a.Run(t.Context(), sh("kill -KILL $$")); err != nil || out.ShellCode() != 137 || out.Message != "signal: killed" {
+		t.Fatalf("got %+v, %v", out.Result, err)
+	}
 }
 
 func TestStartRefusesWhatCannotRun(t *testing.T) {

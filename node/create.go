@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/atoll-run/atoll/guest"
@@ -40,6 +39,9 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 	if err != nil {
 		return nil, Sandbox{}, err
 	}
+	if err := checkMemory(op, req.Resources.Memory); err != nil {
+		return nil, Sandbox{}, err
+	}
 	rec, err := n.draft(req, from)
 	if err == nil && run != nil {
 		rec.Main, err = run.main(rec)
@@ -50,7 +52,7 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 	if from.template != nil {
 		n.used(ctx, from.template.ID)
 		if e, sb, ok := n.claim(ctx, req, rec, from); ok {
-			return e, sb, nil
+			return n.checkWorkdir(ctx, req, e, sb)
 		}
 	}
 	snap := ""
@@ -60,7 +62,11 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 	if rec.Runtime, err = n.choose(op, req, rec, snap); err != nil {
 		return nil, Sandbox{}, err
 	}
-	return n.bringUp(ctx, rec, snap)
+	e, sb, err := n.bringUp(ctx, rec, snap)
+	if err != nil {
+		return nil, Sandbox{}, err
+	}
+	return n.checkWorkdir(ctx, req, e, sb)
 }
 
 // draft is the record that a request means, before anything exists.
@@ -105,28 +111,6 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 	return rec, checkRequest(op, rec)
 }
 
-// checkRequest refuses what runtimes do not look at.
-func checkRequest(op string, rec Sandbox) error {
-	r := rec.Spec.Resources
-	switch {
-	case r.Memory > 0 && r.Memory < 16<<20:
-		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "%d bytes of memory are too few to start anything; ask for 16 MiB or more", r.Memory)
-	case rec.Name != "" && !nameOK(rec.Name):
-		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a name has up to 63 letters, digits, '-', '_' or '.', and begins with a letter or digit")
-	}
-	for k, v := range rec.Env {
-		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) || len(k)+len(v) > maxEnv {
-			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no process can have the environment variable %.40q: a name has no '=', neither part a NUL byte, and both together at most %d bytes", k, maxEnv)
-		}
-	}
-	for _, p := range rec.Ports {
-		if p.Guest < 1 || p.Guest > 65535 || p.Host < 0 || p.Host > 65535 {
-			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no such port: %d:%d", p.Host, p.Guest)
-		}
-	}
-	return nil
-}
-
 // choose picks the first runtime, in the order asked for, that can do what the
 // record needs.
 func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (string, error) {
@@ -148,7 +132,7 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 	for _, name := range order {
 		r, err := n.Runtime(name)
 		if err == nil {
-			err = r.Capabilities().Check(op, spec)
+			err = fitting(op, name, rec.Image, r.Capabilities(), spec)
 		}
 		if err == nil {
 			return name, nil
@@ -157,7 +141,7 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 			why = err
 		}
 	}
-	return "", sandbox.E(op, "", rec.Name, why)
+	return "", named(why, rec.ID, cmp.Or(rec.Name, rec.Image))
 }
 
 // launch makes the sandbox of a drafted record: from a snapshot if snap is not
@@ -185,7 +169,7 @@ func (n *Node) bringUp(ctx context.Context, rec Sandbox, snap string) (*entry, S
 	if err != nil {
 		n.discard(e)
 		e.op.unlock()
-		return nil, Sandbox{}, err
+		return nil, Sandbox{}, named(err, rec.ID, rec.Name)
 	}
 	return e, rec, nil
 }

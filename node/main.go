@@ -161,7 +161,7 @@ func (n *Node) serveClient(ctx context.Context, e *entry, client *attachment, re
 				if sb.Main.State == MainExited {
 					return sb, nil
 				}
-				if err := Stopped(op, sb); err != nil {
+				if err := Stopped(sb); err != nil {
 					return sb, err
 				}
 				return sb, sandbox.Errorf(op, sandbox.Unavailable, sb.Name, "the node is stopping; the command goes on")
@@ -198,24 +198,31 @@ func (n *Node) startMain(ctx context.Context, w *mainWatch, sb Sandbox, req RunR
 	return p, err
 }
 
+// OpStopped is the operation in the errors of Stopped, by which a client tells
+// them from its own failures.
+const OpStopped = "node.Stopped"
+
 // Stopped says why nothing runs in a sandbox any more: Conflict when it was
 // paused, NotFound when it was removed, Unavailable when it died, Exhausted
 // when it died for want of memory. It is nil for one that runs.
-func Stopped(op string, sb Sandbox) error {
-	switch sb.State {
-	case sandbox.Running, sandbox.Creating, sandbox.Pending:
-		return nil
-	case sandbox.Paused:
-		return sandbox.Errorf(op, sandbox.Conflict, sb.Name, "the sandbox was paused, and its commands with it").
-			WithHint("`atoll resume " + sb.Name + "` lets them go on")
-	case sandbox.Error:
-		kind := sandbox.Unavailable
-		if strings.Contains(sb.Reason, "out of memory") {
-			kind = sandbox.Exhausted
-		}
-		return sandbox.Errorf(op, kind, sb.Name, "the sandbox died: %s", sb.Reason)
+func Stopped(sb Sandbox) error {
+	stopped := func(kind sandbox.Kind, format string, args ...any) *sandbox.Err {
+		return sandbox.Errorf(OpStopped, kind, sb.Name, format, args...)
 	}
-	return sandbox.Errorf(op, sandbox.NotFound, sb.Name, "the sandbox was removed: %s", sb.Reason)
+	switch {
+	case sb.State == sandbox.Running, sb.State == sandbox.Creating, sb.State == sandbox.Pending:
+		return nil
+	case sb.State == sandbox.Paused:
+		return stopped(sandbox.Conflict, "the sandbox was paused, and its commands with it").
+			WithHint("`atoll resume " + sb.Name + "` lets them go on")
+	case strings.Contains(sb.Reason, "out of memory"): // it may have been removed since
+		return stopped(sandbox.Exhausted, "the sandbox ran out of memory").WithHint("give it more with `--memory`")
+	case sb.State == sandbox.Error:
+		return stopped(sandbox.Unavailable, "the sandbox died: %s", sb.Reason)
+	case sb.Reason == reasonRemoved:
+		return stopped(sandbox.NotFound, "the sandbox was removed")
+	}
+	return stopped(sandbox.NotFound, "the sandbox was removed: %s", sb.Reason)
 }
 
 // main is the main command that a request means for a drafted record.

@@ -160,10 +160,13 @@ func (n *Node) mainEnded(e *entry, result guest.Result, known bool) {
 		return
 	}
 	never := !known && rec.Main.State == MainStarting
-	if known {
-		rec.Main = rec.Main.ended(MainExited, result.ShellCode(), result.Message)
-	} else {
+	switch {
+	case !known:
 		rec.Main = rec.Main.ended(MainLost, 0, "it is gone, and nobody saw how it ended")
+	case result.Signal != 0:
+		rec.Main = rec.Main.ended(MainExited, result.ShellCode(), result.Message)
+	default:
+		rec.Main = rec.Main.ended(MainExited, result.ShellCode(), "")
 	}
 	n.mu.Lock()
 	e.rec.Main = rec.Main // also for those who wait for a sandbox that goes

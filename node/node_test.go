@@ -175,6 +175,8 @@ func TestBadRequests(t *testing.T) {
 		"bad name":          {CreateRequest{Image: HostImage, Name: "../x"}, sandbox.Invalid},
 		"unknown runtime":   {CreateRequest{Image: HostImage, Runtimes: []string{"vmware"}}, sandbox.Invalid},
 		"negative memory":   {CreateRequest{Image: HostImage, Resources: sandbox.Resources{Memory: -1}}, sandbox.Invalid},
+		"too much memory":   {CreateRequest{Image: HostImage, Resources: sandbox.Resources{Memory: 1 << 60}}, sandbox.Invalid},
+		"no such workdir":   {CreateRequest{Image: HostImage, Workdir: "/no/such"}, sandbox.Invalid},
 		"too little memory": {CreateRequest{Image: HostImage, Resources: sandbox.Resources{Memory: 4096}}, sandbox.Invalid},
 		"bad environment":   {CreateRequest{Image: HostImage, Env: map[string]string{"A": "b\x00c"}}, sandbox.Invalid},
 		"bad port":          {CreateRequest{Image: HostImage, Ports: []Port{{Guest: 70000}}}, sandbox.Invalid},

@@ -60,8 +60,12 @@ type lineReporter struct {
 // maxBuildLine bounds a line of a build's output, in bytes; longer ones are cut.
 const maxBuildLine = 8 << 10
 
+// works are the operations for which a cache saves something; the others only
+// note what they say.
+var works = map[image.Op]bool{image.OpRun: true, image.OpCopy: true, image.OpAdd: true, image.OpWorkdir: true}
+
 func (l *lineReporter) step(r image.StepReport) {
-	if r.Done && !r.Cached {
+	if r.Done && !(r.Cached && works[r.Step.Op]) {
 		return
 	}
 	l.flush()

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -214,4 +215,16 @@ func FuzzProgressStream(f *testing.F) {
 			t.Fatal(err)
 		}
 	})
+}
+
+func TestABuildSaysOfWorkOnlyThatItWasCached(t *testing.T) {
+	var said []string
+	l := lineReporter{report: func(line node.LogLine) { said = append(said, line.Text) }}
+	for _, step := range []image.Step{{Op: image.OpUser, Args: []string{"root"}, Text: "USER root"}, {Op: image.OpRun, Args: []string{"make"}, Text: "RUN make"}} {
+		l.step(image.StepReport{Step: step, Total: 2})
+		l.step(image.StepReport{Step: step, Total: 2, Done: true, Cached: true})
+	}
+	if got := strings.Join(said, "; "); got != "USER root; RUN make; found in the cache" {
+		t.Errorf("%s", got)
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -133,7 +134,7 @@ func (a *app) imageExportCommand() *cobra.Command {
 			part := args[1] + ".part"
 			out, err := os.Create(part)
 			if err != nil {
-				return sandbox.E("atoll image export", sandbox.Denied, args[1], err)
+				return sandbox.E("atoll image export", sandbox.Denied, args[1], errors.Unwrap(err))
 			}
 			err = b.ExportImage(cmd.Context(), args[0], out)
 			if cerr := out.Close(); err == nil {

@@ -43,6 +43,111 @@ func TestRunWithoutDaemonPassesOutputInputAndExitCodes(t *testing.T) {
 	}
 }
 
+// conformance: FR1.4
+func TestARunIsFollowedByTheNode(t *testing.T) {
+	c := newNode(t)
+	// Its client is killed: nobody else would remove it.
+	cmd := c.command(t, "run", "--rm", "--name", "doomed", "host", "--", "sh", "-c", "echo begun; sleep 1000")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	(&reader{t: t, r: out}).until("begun")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	c.gone("doomed")
+
+	c.ok("run", "-d", "--name", "job", "host", "--", "sh", "-c", "exit 3")
+	if got := c.ok("wait", "job"); got != "3" {
+		t.Errorf("wait: %q", got)
+	}
+	if got := c.ok("ls"); !strings.Contains(got, "exited 3") {
+		t.Errorf("ls: %s", got)
+	}
+	if got := c.ok("inspect", "job"); !strings.Contains(got, `"exitCode": 3`) {
+		t.Errorf("inspect: %s", got)
+	}
+	c.ok("run", "-d", "--rm", "--name", "passing", "host", "--", "true")
+	c.gone("passing")
+}
+
+// gone waits until a sandbox is no more.
+func (c *cli) gone(name string) {
+	c.t.Helper()
+	for range 600 {
+		if c.run(nil, "inspect", name).code != 0 {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	c.t.Fatalf("%s is still there: %s", name, c.ok("ls", "-a"))
+}
+
+func TestACommandWhoseSandboxStopsSaysWhy(t *testing.T) {
+	c := newNode(t)
+	for _, tc := range []struct {
+		name string
+		do   []string
+		code int
+		says string
+	}{
+		{"paused", []string{"pause", "box"}, 125, "was paused"},
+		{"removed", []string{"rm", "-f", "box"}, 137, "was removed"},
+	} {
+		for _, how := range [][]string{{"exec", "box"}, {"run", "--name", "box", "host"}} {
+			t.Run(tc.name+" under "+how[0], func(t *testing.T) {
+				if how[0] == "exec" {
+					c.ok("create", "host", "--name", "box")
+				}
+				cmd := c.command(t, append(how, "--", "sh", "-c", "echo begun; sleep 1000")...)
+				var errs bytes.Buffer
+				cmd.Stderr = &errs
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				(&reader{t: t, r: out}).until("begun")
+				c.ok(tc.do...)
+				if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != tc.code || !strings.Contains(errs.String(), tc.says) {
+					t.Errorf("ended with %d: %s", cmd.ProcessState.ExitCode(), errs.String())
+				}
+				c.ok("rm", "-f", "box")
+			})
+		}
+	}
+	if r := c.run(nil, "run", "--rm", "--name", "greedy", "-m", "64m", "host", "--", "python3", "-c", "x = b'1' * (1 << 30)"); r.code == 0 || !strings.Contains(strings.ToLower(r.errors), "memory") {
+		t.Errorf("out of memory: %+v", r)
+	}
+	c.fails(137, "", "run", "--rm", "host", "--", "sh", "-c", "kill -9 $$")
+	if r := c.run(nil, "run", "--rm", "host", "--", "sh", "-c", "kill -9 $$"); strings.Contains(r.errors, "memory") {
+		t.Errorf("memory is blamed: %s", r.errors)
+	}
+}
+
+func TestNonsenseIsRefusedInTheUsersWords(t *testing.T) {
+	c := newNode(t)
+	for _, cpus := range []string{"nan", "inf", "-1"} {
+		c.fails(125, "number of cores", "run", "--cpus", cpus, "host", "--", "true")
+	}
+	c.fails(125, "more than 0", "run", "-m", "0", "host", "--", "true")
+	c.fails(125, "more than 0", "run", "-m", "-1g", "host", "--", "true")
+	c.fails(125, "this host has", "run", "-m", "4000t", "host", "--", "true")
+	c.fails(125, "/no/such: ", "run", "-w", "/no/such", "host", "--", "pwd")
+	c.fails(1, "/no/such: ", "create", "-w", "/no/such", "host")
+	c.fails(1, "worktree runs git repositories, not the image `host`", "create", "--runtime", "worktree", "host")
+	if got := c.ok("ls", "-a", "-q"); strings.Contains(c.ok("ls", "-a"), "/no/such") {
+		t.Errorf("left: %s", got)
+	}
+}
+
 func TestRunSeparatesOutputsAndSetsEnvironmentUserAndDirectory(t *testing.T) {
 	c := newCLI(t)
 	r := c.run(nil, "run", "-e", "A=two words", "-w", "/tmp", "--hostname", "box", "host", "--", "sh", "-c", "echo $A; pwd; hostname; echo wrong >&2")

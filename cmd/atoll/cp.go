@@ -71,10 +71,14 @@ func (a *app) cpCommand() *cobra.Command {
 			}
 			g := guestOf(b, sb)
 			defer g.CloseIdle()
-			if to.sandbox != "" {
-				return a.copyIn(cmd.Context(), g, from.path, to.path)
+			if to.sandbox == "" {
+				return a.whyLost(cmd.Context(), b, sb, a.copyOut(cmd.Context(), g, from.path, to.path))
 			}
-			return a.copyOut(cmd.Context(), g, from.path, to.path)
+			err = a.copyIn(cmd.Context(), g, from.path, to.path)
+			if sandbox.Is(err, sandbox.Exhausted) {
+				return sandbox.E("atoll cp", "", args[1], err).WithHint("what was there before is as it was; `--disk` gives a sandbox more")
+			}
+			return a.whyLost(cmd.Context(), b, sb, err)
 		},
 	}
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -92,6 +93,9 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 	return req, nil
 }
 
+// maxCPUs is more cores than any machine has.
+const maxCPUs = 1e5
+
 func (o *createOptions) check() error {
 	switch sandbox.NetworkMode(o.network) {
 	case "", sandbox.NetworkNone, sandbox.NetworkSandbox, sandbox.NetworkHost:
@@ -103,8 +107,11 @@ func (o *createOptions) check() error {
 	default:
 		return usageError(o.onTimeout, "use --on-timeout kill or pause", "there is no such action")
 	}
-	if o.cpus < 0 || o.pids < 0 {
-		return usageError("", "leave the flag out for the default", "a limit cannot be negative")
+	if !(o.cpus >= 0 && o.cpus < maxCPUs) { // NaN fails too
+		return usageError(fmt.Sprint("--cpus ", o.cpus), "write for example 0.5 or 2, or leave it out for the default", "that is no number of cores")
+	}
+	if o.pids < 0 {
+		return usageError(fmt.Sprint("--pids ", o.pids), "leave it out for the default", "a limit cannot be negative")
 	}
 	return nil
 }
@@ -170,7 +177,10 @@ func (a *app) createCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			sb, err := a.create(cmd.Context(), b, req, pull)
+			if err := a.fetch(cmd.Context(), b, req.Image, pull); err != nil {
+				return err
+			}
+			sb, err := b.Create(cmd.Context(), req)
 			if err != nil {
 				return err
 			}

@@ -8,7 +8,9 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
@@ -93,9 +95,6 @@ func (a *app) execCommand() *cobra.Command {
 	return cmd
 }
 
-// loginShell is the best shell that a sandbox has, as a login shell.
-var loginShell = []string{"/bin/sh", "-c", "command -v bash >/dev/null 2>&1 && exec bash -l || exec sh -l"}
-
 func (a *app) shellCommand() *cobra.Command {
 	var user, workdir string
 	cmd := &cobra.Command{
@@ -110,7 +109,7 @@ func (a *app) shellCommand() *cobra.Command {
 				user = sb.User
 			}
 			_, terminal := isTerminal(a.stdin)
-			return a.attach(cmd.Context(), b, sb, guestAs(b, sb, user), guest.Command{Args: loginShell, Dir: workdir}, ioFlags{stdin: true, tty: terminal})
+			return a.attach(cmd.Context(), b, sb, guestAs(b, sb, user), guest.Command{Args: guest.LoginShell, Dir: workdir}, ioFlags{stdin: true, tty: terminal})
 		},
 	}
 	cmd.Flags().StringVarP(&user, "user", "u", "", "who to be")
@@ -125,16 +124,7 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 	defer g.CloseIdle()
 	cmd.Stdin = streams.stdin && !streams.tty
 	if streams.tty {
-		cmd.PTY = &guest.Size{Cols: 80, Rows: 24}
-		if size, ok := a.terminalSize(); ok {
-			cmd.PTY = &size
-		}
-		if _, set := cmd.Env["TERM"]; !set {
-			if cmd.Env == nil {
-				cmd.Env = map[string]string{}
-			}
-			cmd.Env["TERM"] = first(os.Getenv("TERM"), "xterm")
-		}
+		cmd.PTY, cmd.Env = a.terminal(cmd.Env)
 	}
 	// Once the command runs, an interrupt belongs to it and not to us.
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
@@ -142,7 +132,7 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 	release := context.AfterFunc(ctx, end)
 	p, err := g.Start(life, cmd)
 	if err != nil {
-		return startError(cmd.Args[0], err)
+		return startError(a.whyLost(life, b, sb, err))
 	}
 	defer p.Close()
 	if !release() {
@@ -151,37 +141,92 @@ func (a *app) attach(ctx context.Context, b native.Backend, sb node.Sandbox, g *
 	if streams.detach {
 		return nil
 	}
-	restore, err := a.rawMode(streams)
-	if err != nil {
-		return err
+	s := session{a: a, streams: streams, end: end}
+	s.begin(life, p.Control)
+	defer s.restore()
+	for !s.broken {
+		ev, err := p.Next()
+		switch {
+		case err != nil:
+			s.restore()
+			return withSandbox(a.whyLost(life, b, sb, err))
+		case ev.Kind == guest.End:
+			s.restore()
+			return a.ended(sb, ev.Result.ShellCode(), ev.Result.Message)
+		case ev.Kind == guest.Stderr:
+			s.write(a.stderr, ev.Data)
+		default:
+			s.write(a.stdout, ev.Data)
+		}
 	}
-	defer restore()
-	go a.forwardSignals(life, p, streams.tty)
-	if streams.stdin {
-		go sendInput(life, p, a.stdin, streams.tty)
+	return exitError(128 + int(syscall.SIGPIPE))
+}
+
+// session is our side of a command that runs in a sandbox.
+type session struct {
+	a       *app
+	streams ioFlags
+	end     context.CancelFunc // ends our view of it
+	begun   bool
+	broken  bool // our own output is closed, as by `| head`
+	process guest.Control
+	life    context.Context
+	undo    func() // of the terminal; nil unless begun
+}
+
+// begin carries input and signals from now on, until life ends.
+func (s *session) begin(life context.Context, process guest.Control) {
+	s.begun, s.life, s.process = true, life, process
+	s.undo = s.a.rawMode(s.streams)
+	go s.a.forwardSignals(life, process, s.streams.tty)
+	if s.streams.stdin {
+		go sendInput(life, process, s.a.stdin, s.streams.tty)
 	}
-	result, err := p.Wait(a.stdout, a.stderr)
-	restore()
-	var broken *os.PathError
-	switch {
-	case err == nil:
-		return a.ended(sb, result)
-	case errors.As(err, &broken): // our own output is closed, as by `| head`
-		_ = p.Signal(life, syscall.SIGHUP) // it may have ended by now
-		return exitError(128 + int(syscall.SIGPIPE))
+}
+
+// write passes output on. When nobody takes it the command is hung up.
+func (s *session) write(to io.Writer, data []byte) {
+	if len(data) == 0 || s.broken {
+		return
 	}
-	return lost(life, b, sb, err)
+	if _, err := to.Write(data); err != nil {
+		s.broken = true
+		_ = s.process.Signal(s.life, syscall.SIGHUP) // it may have ended by now
+		s.end()
+	}
+}
+
+// restore gives the terminal back. It may be called again.
+func (s *session) restore() {
+	if s.undo != nil {
+		s.undo()
+	}
+}
+
+// terminal is what a command with a terminal gets: ours, as far as we have one.
+func (a *app) terminal(env map[string]string) (*guest.Size, map[string]string) {
+	size, ok := a.terminalSize()
+	if !ok {
+		size = guest.Size{Cols: 80, Rows: 24}
+	}
+	if _, set := env["TERM"]; !set {
+		if env == nil {
+			env = map[string]string{}
+		}
+		env["TERM"] = first(os.Getenv("TERM"), "xterm")
+	}
+	return &size, env
 }
 
 // startError gives a command that could not be started docker's exit codes.
-func startError(name string, err error) error {
+func startError(err error) error {
 	var e *sandbox.Err
 	if errors.As(err, &e) && e.Op == "guest.Start" {
 		switch e.Kind {
 		case sandbox.NotFound:
-			return coded{127, sandbox.Errorf("atoll", sandbox.NotFound, name, "command not found in the sandbox")}
+			return coded{127, sandbox.Errorf("atoll", sandbox.NotFound, e.Subject, "command not found in the sandbox")}
 		case sandbox.Denied:
-			return coded{126, sandbox.E("atoll", sandbox.Denied, name, err)}
+			return coded{126, sandbox.E("atoll", sandbox.Denied, e.Subject, err)}
 		case sandbox.Invalid:
 			return coded{126, err}
 		}
@@ -198,40 +243,55 @@ type coded struct {
 func (c coded) Unwrap() error { return c.error }
 
 // ended turns how the command ended into how we end.
-func (a *app) ended(sb node.Sandbox, r guest.Result) error {
-	code := r.ShellCode()
+func (a *app) ended(sb node.Sandbox, code int, reason string) error {
 	if code == 0 {
 		return nil
 	}
-	if r.Message != "" && r.Signal == syscall.SIGKILL {
+	if strings.Contains(reason, "out of memory") {
 		hint := ""
 		if sb.Spec.Resources.Memory > 0 {
 			hint = fmt.Sprintf("; it may use %s", formatBytes(sb.Spec.Resources.Memory))
 		}
-		fmt.Fprintf(a.stderr, "atoll: %s: %s%s\n", sb.Name, printable(r.Message), hint)
+		fmt.Fprintf(a.stderr, "atoll: %s: %s%s\n", sb.Name, printable(reason), hint)
 	}
 	return exitError(code)
 }
 
-// lost says why the connection to a command broke off.
-func lost(ctx context.Context, b native.Backend, sb node.Sandbox, err error) error {
-	now, gerr := b.Get(ctx, sb.ID)
-	switch {
-	case sandbox.Is(gerr, sandbox.NotFound):
-		return sandbox.Errorf("atoll", sandbox.Unavailable, sb.Name, "the sandbox was removed while the command ran")
-	case gerr == nil && now.State != sandbox.Running:
-		why := ""
-		if now.Reason != "" {
-			why = ": " + now.Reason
-		}
-		return coded{137, sandbox.Errorf("atoll", sandbox.Unavailable, sb.Name, "the sandbox is %s%s; the command ended with it", now.State, why)}
+// noticeTime is how long the node may take to notice what cut a connection.
+const noticeTime = 3 * time.Second
+
+// whyLost asks the node why a connection into a sandbox broke off or was not
+// made. It returns err itself when the sandbox runs on.
+func (a *app) whyLost(ctx context.Context, b native.Backend, sb node.Sandbox, err error) error {
+	if err == nil || !sandbox.Is(err, sandbox.Unavailable) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), noticeTime)
+	defer cancel()
+	now, werr := b.Wait(ctx, sb.ID, sandbox.Paused, sandbox.Error, sandbox.Terminating, sandbox.Terminated)
+	if sandbox.Is(werr, sandbox.NotFound) {
+		now, werr = sb, nil
+		now.State, now.Reason = sandbox.Terminated, "its record is gone"
+	}
+	if werr != nil {
+		return err
+	}
+	return node.Stopped(now)
+}
+
+// withSandbox gives the end of a sandbox under its command the exit code of a
+// command that was killed.
+func withSandbox(err error) error {
+	var e *sandbox.Err
+	if errors.As(err, &e) && e.Op == node.OpStopped && e.Kind != sandbox.Conflict { // paused: it is not at its end
+		return coded{128 + int(syscall.SIGKILL), err}
 	}
 	return err
 }
 
 // forwardSignals passes on what we are told until ctx ends. With a terminal,
 // ctrl-c reaches the command as a key and not as a signal.
-func (a *app) forwardSignals(ctx context.Context, p *guest.Process, tty bool) {
+func (a *app) forwardSignals(ctx context.Context, p guest.Control, tty bool) {
 	signals := make(chan os.Signal, 16)
 	// SIGPIPE is asked for so that writing to a closed pipe is an error and
 	// not our death: the sandbox must still be cleared away.
@@ -256,7 +316,7 @@ func (a *app) forwardSignals(ctx context.Context, p *guest.Process, tty bool) {
 }
 
 // sendInput carries our input into the command and then its end.
-func sendInput(ctx context.Context, p *guest.Process, in io.Reader, tty bool) {
+func sendInput(ctx context.Context, p guest.Control, in io.Reader, tty bool) {
 	buffer := make([]byte, 128<<10)
 	for {
 		n, err := in.Read(buffer)
@@ -274,16 +334,16 @@ func sendInput(ctx context.Context, p *guest.Process, in io.Reader, tty bool) {
 
 // rawMode lets every key reach the command. The returned function undoes it and
 // may be called again.
-func (a *app) rawMode(streams ioFlags) (restore func(), err error) {
+func (a *app) rawMode(streams ioFlags) (restore func()) {
 	in, terminal := isTerminal(a.stdin)
 	if !streams.tty || !streams.stdin || !terminal {
-		return func() {}, nil
+		return func() {}
 	}
 	state, err := term.MakeRaw(int(in.Fd()))
 	if err != nil {
-		return nil, err
+		return func() {} // keys are then lines, which is better than no command
 	}
-	return func() { _ = term.Restore(int(in.Fd()), state) }, nil
+	return func() { _ = term.Restore(int(in.Fd()), state) }
 }
 
 // terminalSize is that of the terminal we write to, or read from.

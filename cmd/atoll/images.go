@@ -51,6 +51,15 @@ func (a *app) imageCommand() *cobra.Command {
 		a.imageBuildCommand(), a.imageImportCommand(), a.imageExportCommand(), a.imageInspectCommand(), a.imageTagCommand(), a.imageRemoveCommand())
 }
 
+// imageAge is empty for images that say nothing of when they were made, as those
+// do that are to come out the same every time: they say nothing or 1970.
+func imageAge(created, now time.Time) string {
+	if created.Unix() <= 0 {
+		return ""
+	}
+	return formatAge(now.Sub(created))
+}
+
 func (a *app) imageListCommand() *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
@@ -72,7 +81,7 @@ func (a *app) imageListCommand() *cobra.Command {
 				{head: "NAME", cell: func(i image.Image) string { return strings.Join(i.Names, ", ") }},
 				{head: "ID", cell: func(i image.Image) string { return shortID(i.ID) }},
 				{head: "SIZE", cell: func(i image.Image) string { return formatBytes(i.Size) }},
-				{head: "AGE", cell: func(i image.Image) string { return formatAge(now.Sub(i.Created)) }},
+				{head: "AGE", cell: func(i image.Image) string { return imageAge(i.Created, now) }},
 				{head: "SOURCE", cell: func(i image.Image) string { return i.Source }},
 				{head: "PLATFORM", wide: true, cell: func(i image.Image) string { return i.Platform }},
 				{head: "DIGEST", wide: true, cell: func(i image.Image) string { return i.Digest }},

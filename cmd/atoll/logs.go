@@ -63,7 +63,7 @@ func (a *app) logsCommand() *cobra.Command {
 			if sandbox.Is(err, sandbox.Canceled) {
 				return nil // ctrl-c is how one stops following
 			}
-			return err
+			return a.whyLost(cmd.Context(), b, sb, err)
 		},
 	}
 	f.flags(cmd, "")

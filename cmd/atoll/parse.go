@@ -162,7 +162,10 @@ func parseSize(s string) (int64, error) {
 			continue
 		}
 		v, err := strconv.ParseFloat(strings.TrimSpace(n), 64)
-		if err != nil || !(v > 0) || v*u.bytes >= 1<<62 {
+		if err == nil && v <= 0 {
+			return 0, usageError(s, "write more than 0, or leave it out for the default", "that is no size")
+		}
+		if err != nil || !(v*u.bytes < 1<<62) { // NaN fails too
 			break
 		}
 		return int64(v * u.bytes), nil

@@ -13,7 +13,6 @@ import (
 
 	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/image"
-	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -122,22 +121,14 @@ func pullFlag(cmd *cobra.Command, pull *string) {
 	_ = cmd.RegisterFlagCompletionFunc("pull", cobra.FixedCompletions([]string{"missing", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// create makes a sandbox, fetching its image before if it has to.
-func (a *app) create(ctx context.Context, b native.Backend, req node.CreateRequest, pull string) (node.Sandbox, error) {
+// fetch sees to it that the image is there, by the policy of --pull. The node
+// would do so by itself, but could not show how far it is.
+func (a *app) fetch(ctx context.Context, b native.Backend, ref, pull string) error {
 	switch pull {
 	case "missing", "always", "never":
 	default:
-		return node.Sandbox{}, usageError(pull, "use --pull missing, always or never", "there is no such policy")
+		return usageError(pull, "use --pull missing, always or never", "there is no such policy")
 	}
-	if err := a.fetch(ctx, b, req.Image, pull); err != nil {
-		return node.Sandbox{}, err
-	}
-	return b.Create(ctx, req)
-}
-
-// fetch sees to it that the image is there. The node would do so by itself, but
-// could not show how far it is.
-func (a *app) fetch(ctx context.Context, b native.Backend, ref, pull string) error {
 	if ref == image.HostName || strings.HasPrefix(ref, "/") || pull == "missing" && !a.interactive {
 		return nil
 	}

@@ -30,6 +30,8 @@ type app struct {
 
 	backend   native.Backend // nil until a command has asked for it
 	daemonURL string         // of the daemon in use; "" for a node of our own
+	known     string         // ID of the sandbox looked up last
+	ref       string         // what the user calls it
 }
 
 // exitError ends the process with a code and without another word: a command's
@@ -95,13 +97,21 @@ func (a *app) complain(cmd *cobra.Command, err error) {
 		return
 	}
 	p := native.ProblemOf(err)
-	fmt.Fprintln(a.stderr, "atoll: "+printable(causeOf(err)))
+	fmt.Fprintln(a.stderr, "atoll: "+printable(a.inUsersWords(causeOf(err))))
 	if p.Hint != "" {
 		fmt.Fprintln(a.stderr, "  "+sentence(printable(p.Hint)))
 	}
 	if a.debug {
 		fmt.Fprintf(a.stderr, "  [%s] %v\n", p.Kind, err)
 	}
+}
+
+// inUsersWords puts what the user wrote where an error has a sandbox's ID.
+func (a *app) inUsersWords(text string) string {
+	if a.ref == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, a.known, a.ref)
 }
 
 // sentence gives a hint a capital and a full stop.
@@ -194,10 +204,26 @@ func isTerminal(v any) (*os.File, bool) {
 func causeOf(err error) string {
 	p := native.ProblemOf(err)
 	p.Detail = strings.ReplaceAll(strings.TrimSpace(p.Detail), "\n", "; ")
-	if p.Subject == "" || strings.Contains(p.Detail, p.Subject) {
+	if p.Subject == "" || says(p.Detail, p.Subject) {
 		return p.Detail
 	}
 	return p.Subject + ": " + p.Detail
+}
+
+// says reports whether a text names a subject, as a word or words.
+func says(text, subject string) bool {
+	letter := func(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' }
+	for i := 0; ; i++ {
+		at := strings.Index(text[i:], subject)
+		if at < 0 {
+			return false
+		}
+		i += at
+		end := i + len(subject)
+		if (i == 0 || !letter(text[i-1])) && (end == len(text) || !letter(text[end])) {
+			return true
+		}
+	}
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

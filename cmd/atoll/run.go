@@ -2,17 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/atoll-run/atoll/api/native"
-	"github.com/atoll-run/atoll/guest"
-	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/node"
-	"github.com/atoll-run/atoll/sandbox"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -48,57 +44,60 @@ func (a *app) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.run(cmd.Context(), b, req, pull, command, streams)
+			return a.run(cmd.Context(), b, node.RunRequest{Sandbox: req, Command: command}, pull, streams)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	streams.flags(cmd)
 	o.flags(cmd)
-	cmd.Flags().BoolVar(&o.remove, "rm", false, "remove the sandbox when the command has ended")
+	cmd.Flags().BoolVar(&o.remove, "rm", false, "remove the sandbox when the command has ended, or this client is gone")
 	cmd.Flags().StringVar(&entrypoint, "entrypoint", "", "the `command`, instead of the image's")
 	pullFlag(cmd, &pull)
 	a.completes(cmd, 1, imageNames)
 	return cmd
 }
 
-// run makes a sandbox, runs the command in it and, with --rm, removes it.
-func (a *app) run(ctx context.Context, b native.Backend, req node.CreateRequest, pull string, command []string, streams ioFlags) (err error) {
-	sb, err := a.create(ctx, b, req, pull)
-	if err != nil {
+// run makes a sandbox and runs its main command. The node removes the sandbox
+// after it, or after us, if that was asked for.
+func (a *app) run(ctx context.Context, b native.Backend, req node.RunRequest, pull string, streams ioFlags) error {
+	if err := a.fetch(ctx, b, req.Sandbox.Image, pull); err != nil {
 		return err
 	}
-	// Creating may have been slow and ctrl-c have come; the sandbox is there now.
-	if req.Lifecycle.Remove && !streams.detach {
-		defer func() { err = errors.Join(err, removeAfter(ctx, b, sb.ID)) }()
+	req.Attach, req.Stdin = !streams.detach, streams.stdin && !streams.tty
+	if streams.tty {
+		req.Terminal, req.Env = a.terminal(nil)
 	}
-	if len(command) == 0 {
-		command = sb.Command
-	}
-	if len(command) == 0 {
-		if !streams.tty {
-			return usageError(sb.Image, "write one after the image, for example `atoll run "+sb.Image+" -- ls`", "the image names no command")
-		}
-		command = loginShell
-	}
-	err = a.attach(ctx, b, sb, guestOf(b, sb), guest.Command{Args: command, Tag: wire.TagMain}, streams)
 	if streams.detach {
+		sb, err := b.Run(ctx, req, func(node.RunEvent) {})
 		if err != nil {
-			return errors.Join(err, removeAfter(ctx, b, sb.ID))
+			return startError(err)
 		}
 		fmt.Fprintln(a.stdout, sb.ID)
 		return nil
 	}
-	return err
-}
-
-// removeTimeout bounds the removal of a sandbox after its command.
-const removeTimeout = 30 * time.Second
-
-func removeAfter(ctx context.Context, b native.Backend, id string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
-	defer cancel()
-	if err := b.Remove(ctx, id); !sandbox.Is(err, sandbox.NotFound) {
-		return err
+	// Once the command runs, an interrupt belongs to it and not to us.
+	life, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	release := context.AfterFunc(ctx, end)
+	s := session{a: a, streams: streams, end: end}
+	sb, err := b.Run(life, req, func(ev node.RunEvent) {
+		if ev.Started != nil {
+			release()
+			g := guestOf(b, *ev.Started)
+			s.begin(life, g.Control(ev.Started.Main.PID))
+			context.AfterFunc(life, g.CloseIdle)
+		}
+		s.write(a.stdout, ev.Stdout)
+		s.write(a.stderr, ev.Stderr)
+	})
+	s.restore()
+	switch {
+	case s.broken:
+		return exitError(128 + int(syscall.SIGPIPE))
+	case err != nil && !s.begun:
+		return startError(err)
+	case err != nil:
+		return withSandbox(err)
 	}
-	return nil // its time was up first
+	return a.ended(sb, sb.Main.ExitCode, sb.Main.Reason)
 }

@@ -40,18 +40,24 @@ func atLeast(names ...string) cobra.PositionalArgs {
 // each does the same to every ref, prints the refs that worked, and goes on
 // after a failure, so that one bad name does not spare the others.
 func (a *app) each(cmd *cobra.Command, refs []string, do func(b native.Backend, ref string) error) error {
+	return a.eachSays(cmd, refs, func(b native.Backend, ref string) (string, error) { return ref, do(b, ref) })
+}
+
+// eachSays is each with words of do's own.
+func (a *app) eachSays(cmd *cobra.Command, refs []string, do func(b native.Backend, ref string) (string, error)) error {
 	b, err := a.openDaemon(cmd.Context())
 	if err != nil {
 		return err
 	}
 	failed := false
 	for _, ref := range refs {
-		if err := do(b, ref); err != nil {
+		said, err := do(b, ref)
+		if err != nil {
 			a.complain(cmd, a.suggest(cmd.Context(), b, ref, err))
 			failed = true
 			continue
 		}
-		fmt.Fprintln(a.stdout, ref)
+		fmt.Fprintln(a.stdout, said)
 	}
 	if failed {
 		return exitError(1)
@@ -85,8 +91,12 @@ func (a *app) get(ctx context.Context, ref string) (native.Backend, node.Sandbox
 	if err != nil {
 		return nil, sb, a.suggest(ctx, b, ref, err)
 	}
+	a.known, a.ref = sb.ID, ref
 	return b, sb, nil
 }
+
+// removeTimeout bounds the removal of a sandbox that we made for ourselves.
+const removeTimeout = 30 * time.Second
 
 func sandboxID(sb node.Sandbox) string { return sb.ID }
 
@@ -101,6 +111,7 @@ func sandboxColumns(now time.Time) []column[node.Sandbox] {
 		{head: "AGE", cell: func(s node.Sandbox) string { return formatAge(now.Sub(s.CreatedAt)) }},
 		{head: "ENDS", cell: func(s node.Sandbox) string { return endsIn(s, now) }},
 		{head: "PORTS", cell: func(s node.Sandbox) string { return portList(s.Ports) }},
+		{head: "COMMAND", wide: true, cell: commandOf},
 		{head: "CPUS", wide: true, cell: func(s node.Sandbox) string { return formatCPUs(s.Spec.Resources.CPUs) }},
 		{head: "MEMORY", wide: true, cell: func(s node.Sandbox) string { return limit(s.Spec.Resources.Memory) }},
 		{head: "DISK", wide: true, cell: func(s node.Sandbox) string { return limit(s.Spec.Resources.Disk) }},
@@ -117,8 +128,18 @@ func stateOf(s node.Sandbox) string {
 		return "paused (disk)"
 	case s.State == sandbox.Error && s.Reason != "":
 		return "error: " + s.Reason
+	case s.State == sandbox.Running && s.Main != nil && s.Main.State == node.MainExited:
+		return fmt.Sprintf("running (exited %d)", s.Main.ExitCode)
 	}
 	return string(s.State)
+}
+
+// commandOf is the main command and how it is.
+func commandOf(s node.Sandbox) string {
+	if s.Main == nil {
+		return ""
+	}
+	return fmt.Sprintf("%.40q %s", strings.Join(s.Main.Args, " "), s.Main)
 }
 
 func endsIn(s node.Sandbox, now time.Time) string {
@@ -334,7 +355,10 @@ func (a *app) waitCommand() *cobra.Command {
 	var states []string
 	var timeout ttl
 	cmd := &cobra.Command{
-		Use: "wait SANDBOX...", Short: "Wait until sandboxes have ended, or are in a state", Args: atLeast("a sandbox"),
+		Use: "wait SANDBOX...", Short: "Wait until sandboxes or their commands have ended", Args: atLeast("a sandbox"),
+		Long: "Wait returns when the command that `atoll run` gave a sandbox has ended, and prints its exit code; for a sandbox\n" +
+			"without such a command when the sandbox has ended, and prints its name.",
+		Example: "  atoll run -d --name job base -- make -j2\n  atoll wait job && atoll logs job",
 		RunE: func(cmd *cobra.Command, refs []string) error {
 			ctx := cmd.Context()
 			if timeout > 0 {
@@ -342,16 +366,16 @@ func (a *app) waitCommand() *cobra.Command {
 				ctx, cancel = context.WithTimeout(ctx, time.Duration(timeout))
 				defer cancel()
 			}
-			want := []sandbox.State{sandbox.Terminated, sandbox.Error}
-			if len(states) > 0 {
-				want = nil
-				for _, s := range states {
-					want = append(want, sandbox.State(s))
-				}
+			var want []sandbox.State // none: the end
+			for _, s := range states {
+				want = append(want, sandbox.State(s))
 			}
-			return a.each(cmd, refs, func(b native.Backend, ref string) error {
-				_, err := b.Wait(ctx, ref, want...)
-				return err
+			return a.eachSays(cmd, refs, func(b native.Backend, ref string) (string, error) {
+				sb, err := b.Wait(ctx, ref, want...)
+				if err == nil && len(want) == 0 && sb.Main != nil && sb.Main.State == node.MainExited {
+					return strconv.Itoa(sb.Main.ExitCode), nil
+				}
+				return ref, err
 			})
 		},
 	}

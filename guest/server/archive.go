@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"compress/gzip"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -288,31 +289,53 @@ func (u *unpacker) entry(h *tar.Header, content io.Reader) error {
 			return err
 		}
 	}
-	// What is in the way goes, so that nothing is written through a symlink.
-	if info, err := u.root.Lstat(name); err == nil {
-		if info.IsDir() {
-			return errors.New("a directory is in the way")
-		}
-		if err := u.root.Remove(name); err != nil {
-			return err
-		}
+	if info, err := u.root.Lstat(name); err == nil && info.IsDir() {
+		return errors.New("a directory is in the way")
 	}
 	switch h.Typeflag {
 	case tar.TypeReg:
-		return u.file(name, mode, h.ModTime, content)
+		return u.place(name, func(temp string) error { return u.file(temp, mode, h.ModTime, content) })
 	case tar.TypeSymlink:
-		if err := u.root.Symlink(h.Linkname, name); err != nil {
-			return err
-		}
-		return u.own(name)
+		return u.place(name, func(temp string) error {
+			if err := u.root.Symlink(h.Linkname, temp); err != nil {
+				return err
+			}
+			return u.own(temp)
+		})
 	case tar.TypeLink:
 		target := path.Clean(h.Linkname)
 		if !filepath.IsLocal(target) {
 			return errors.New("the link leaves the directory")
 		}
-		return u.root.Link(target, name)
+		return u.place(name, func(temp string) error { return u.root.Link(target, temp) })
 	}
 	return fmt.Errorf("entries of type %q are not extracted", h.Typeflag)
+}
+
+// place has an entry made beside its place and moves it there when it is whole:
+// whatever fails, what was there before stays. Nothing is written through a
+// symlink in its place, since moving replaces the link.
+func (u *unpacker) place(name string, make func(temp string) error) error {
+	// Unique enough: whoever guesses it has the entry fail, and no more.
+	temp := path.Join(path.Dir(name), ".atoll-"+rand.Text())
+	err := make(temp)
+	if err == nil {
+		err = u.root.Rename(temp, name)
+	}
+	// Also after a move: one between two names of the same file does nothing.
+	if rerr := u.root.Remove(temp); err == nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = rerr
+	}
+	// The reason without the name, which means nothing to anybody.
+	var known *fs.PathError
+	if errors.As(err, &known) && path.Base(known.Path) == path.Base(temp) {
+		return known.Err
+	}
+	var moved *os.LinkError
+	if errors.As(err, &moved) {
+		return moved.Err
+	}
+	return err
 }
 
 // parents makes the missing directories that lead to an entry.

@@ -192,11 +192,9 @@ func (s *Server) endEvent(p *process) *processpb.ProcessEvent_EndEvent {
 	if end.ExitCode != 0 {
 		reason := end.Status
 		if status.Signaled() && status.Signal() == syscall.SIGKILL && !p.killed.Load() {
-			// Nobody asked for it through us: the kernel is the usual killer.
+			// Nobody asked for it through us: was it the kernel?
 			if n, _ := s.oom.read(); n > p.ooms {
 				reason += " (out of memory)"
-			} else {
-				reason += " (possibly out of memory)"
 			}
 		}
 		end.Error = &reason
