@@ -16,13 +16,17 @@ type Input struct {
 	halves []int32   // [tile][cols/32][token of the tile][2] sums of 16 columns of q each
 	made   []summed  // which sums are up to date
 	sums   map[summed][]uint32
+
+	// The split form, for AMX, of the tokens that make whole tiles of 16: [tile][cols/32][2][16][32] BF16. The first of the two
+	// is the nearest to a number, the second what is left.
+	split []uint16
 }
 
 // A tile is tokens that are multiplied at once.
 type tile struct{ first, tokens int }
 
 // tileSizes are how many tokens kernels take at once.
-var tileSizes = [...]int{1, 4, 8}
+var tileSizes = [...]int{1, 4, 8, 16}
 
 // summed says which sums of activations a type's kernels take: of q times -bias as integers, to make up for bytes that are too
 // large by bias; or, if bias is 0, of q times the scale as floats, for what a type adds to each number. Either is kept as its
@@ -38,12 +42,12 @@ const columns = 32
 // Set takes x, [tokens][cols], which must stay as it is while the Input is used.
 func (in *Input) Set(x []float32, tokens, cols int) {
 	in.x, in.tokens, in.cols = x[:tokens*cols], tokens, cols
-	in.tiles, in.made = in.tiles[:0], in.made[:0]
+	in.tiles, in.made, in.split = in.tiles[:0], in.made[:0], in.split[:0]
 }
 
 // tile cuts the tokens into tiles.
 func (in *Input) tile(isa ISA) {
-	sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3}[isa]]
+	sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 4}[isa]]
 	for first := 0; first < in.tokens; {
 		n := sizes[len(sizes)-1]
 		for ; n > in.tokens-first; n = sizes[len(sizes)-1] {

@@ -6,8 +6,9 @@ type ISA int
 const (
 	Scalar ISA = iota // Go only
 	AVX2              // with FMA and F16C
-	AVX512            // with BW, VL and VNNI
+	AVX512            // with BW, DQ, VL and VNNI
+	AMX               // tiles of int8 and BF16, for products with many tokens
 )
 
 // String returns the usual name.
-func (i ISA) String() string { return [...]string{"scalar", "AVX2", "AVX-512"}[i] }
+func (i ISA) String() string { return [...]string{"scalar", "AVX2", "AVX-512", "AMX"}[i] }

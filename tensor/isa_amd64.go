@@ -1,10 +1,13 @@
 package tensor
 
-import "golang.org/x/sys/cpu"
+import (
+	"sync"
 
-// Best returns the fastest ISA of this machine.
-func Best() ISA { return best }
+	"golang.org/x/sys/cpu"
+	"golang.org/x/sys/unix"
+)
 
+// best is what rows are computed with.
 var best = func() ISA {
 	x := &cpu.X86
 	switch {
@@ -15,3 +18,18 @@ var best = func() ISA {
 	}
 	return AVX2
 }()
+
+// Best returns the fastest ISA of this machine. The first call asks the kernel for the use of AMX, where there is such a thing.
+func Best() ISA { return asked() }
+
+var asked = sync.OnceValue(func() ISA {
+	x := &cpu.X86
+	if best < AVX512 || !x.HasAMXTile || !x.HasAMXInt8 || !x.HasAMXBF16 {
+		return best
+	}
+	const request, tileData = 0x1023, 18 // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+	if _, _, err := unix.RawSyscall(unix.SYS_ARCH_PRCTL, request, tileData, 0); err != 0 {
+		return best
+	}
+	return AMX
+})

@@ -13,6 +13,8 @@ func roundRow(_ ISA, q []int8, d []float32, halves []int32, x []float32, step in
 	roundScalar(q, d, halves, x, step)
 }
 
+func (in *Input) halve(*Pool) {}
+
 func (p *Pool) multiply(d *Product, in *Input, lo, hi int) { multiplyScalar(d, in, lo, hi) }
 
 func addCols(_ ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens int) {

@@ -425,6 +425,117 @@ func scaleAVX2(x *float32, n int, f float32)
 //go:noescape
 func addAVX2(dst *float32, x *float32, n int)
 
+// unpackQ4_0 takes 16 packed rows of Q4_0 apart for AMX.
+//
+//go:noescape
+func unpackQ4_0(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ4_1 takes 16 packed rows of Q4_1 apart for AMX.
+//
+//go:noescape
+func unpackQ4_1(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ5_0 takes 16 packed rows of Q5_0 apart for AMX.
+//
+//go:noescape
+func unpackQ5_0(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ5_1 takes 16 packed rows of Q5_1 apart for AMX.
+//
+//go:noescape
+func unpackQ5_1(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ8_0 takes 16 packed rows of Q8_0 apart for AMX.
+//
+//go:noescape
+func unpackQ8_0(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackIQ4_NL takes 16 packed rows of IQ4_NL apart for AMX.
+//
+//go:noescape
+func unpackIQ4_NL(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackIQ4_XS takes 16 packed rows of IQ4_XS apart for AMX.
+//
+//go:noescape
+func unpackIQ4_XS(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ2_K takes 16 packed rows of Q2_K apart for AMX.
+//
+//go:noescape
+func unpackQ2_K(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ3_K takes 16 packed rows of Q3_K apart for AMX.
+//
+//go:noescape
+func unpackQ3_K(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ4_K takes 16 packed rows of Q4_K apart for AMX.
+//
+//go:noescape
+func unpackQ4_K(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ5_K takes 16 packed rows of Q5_K apart for AMX.
+//
+//go:noescape
+func unpackQ5_K(bytes *int8, scales *float32, w *byte, blocks int)
+
+// unpackQ6_K takes 16 packed rows of Q6_K apart for AMX.
+//
+//go:noescape
+func unpackQ6_K(bytes *int8, scales *float32, w *byte, blocks int)
+
+// tileDot1 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
+// scratch is 2048 bytes on a cache line.
+//
+//go:noescape
+func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+
+// tileDot1Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
+// scratch is 2048 bytes on a cache line.
+//
+//go:noescape
+func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+
+// tileCols1 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
+// scratch is 3072 bytes on a cache line.
+//
+//go:noescape
+func tileCols1(dst *float32, stride int, w *byte, x *uint16, units int, tiles int, scratch *byte)
+
+// tileDot2 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
+// scratch is 2048 bytes on a cache line.
+//
+//go:noescape
+func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+
+// tileDot2Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
+// scratch is 2048 bytes on a cache line.
+//
+//go:noescape
+func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+
+// tileCols2 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
+// scratch is 3072 bytes on a cache line.
+//
+//go:noescape
+func tileCols2(dst *float32, stride int, w *byte, x *uint16, units int, tiles int, scratch *byte)
+
+// splitRow writes units of 32 numbers as BF16: the nearest, and 1024 bytes on the rest; a unit is 2048 bytes on.
+//
+//go:noescape
+func splitRow(dst *uint16, x *float32, units int)
+
+// splitF16 writes 16 packed rows of F16 as BF16 in pairs of columns: for 32 columns the nearest, then the rest.
+//
+//go:noescape
+func splitF16(dst *uint16, w *byte, units int)
+
+// splitF32 writes 16 packed rows of F32 as BF16 in pairs of columns: for 32 columns the nearest, then the rest.
+//
+//go:noescape
+func splitF32(dst *uint16, w *byte, units int)
+
 // sweepAVX2 reads n bytes, a multiple of 256, and returns what all of them have in common.
 //
 //go:noescape

@@ -45,3 +45,18 @@ var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{
 		BF16: {0: colsBF16AVX512x1, 1: colsBF16AVX512x4, 2: colsBF16AVX512x8},
 	},
 }
+
+var unpackers = map[Type]unpacker{
+	Q4_0:   unpackQ4_0,
+	Q4_1:   unpackQ4_1,
+	Q5_0:   unpackQ5_0,
+	Q5_1:   unpackQ5_1,
+	Q8_0:   unpackQ8_0,
+	IQ4_NL: unpackIQ4_NL,
+	IQ4_XS: unpackIQ4_XS,
+	Q2_K:   unpackQ2_K,
+	Q3_K:   unpackQ3_K,
+	Q4_K:   unpackQ4_K,
+	Q5_K:   unpackQ5_K,
+	Q6_K:   unpackQ6_K,
+}

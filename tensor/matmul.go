@@ -19,6 +19,8 @@ func (p *Pool) MatMul(in *Input, products ...Product) {
 		}
 		if d.W.Type.Quantised() {
 			in.round(p, formats[d.W.Type].sums)
+		} else {
+			in.halve(p)
 		}
 		if d.Stride == 0 {
 			d.Stride = d.W.Rows

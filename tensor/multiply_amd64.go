@@ -32,10 +32,14 @@ func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
 			clear(d.Dst[t*d.Stride+lo*Lanes:][:rows])
 		}
 	}
+	done := 0 // tokens
+	if p.isa == AMX {
+		done = p.multiplyTiles(d, in, lo, hi)
+	}
 	if d.W.Type.Quantised() {
-		multiplyDot(p.isa, d, in, lo, hi)
+		multiplyDot(p.isa, d, in, lo, hi, done)
 	} else {
-		multiplyCols(p.isa, d, in, lo, hi)
+		multiplyCols(p.isa, d, in, lo, hi, done)
 	}
 }
 
@@ -49,20 +53,25 @@ func (r *part) addTo(dst []float32, stride, rows, tokens int) {
 	}
 }
 
-func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
+// multiplyDot computes groups lo to hi of rows for the tokens from done on.
+func multiplyDot(isa ISA, d *Product, in *Input, lo, hi, done int) {
 	f := formats[d.W.Type]
-	kernels := dotKernels[isa][d.W.Type]
+	kernels := dotKernels[min(isa, AVX512)][d.W.Type]
 	sums := in.sums[f.sums]
 	per := in.cols / columns
-	for first := 0; first < len(in.tiles); {
-		last := first
-		for last < len(in.tiles) && in.tiles[last].first < in.tiles[first].first+together {
-			last++
+	tiles := in.tiles
+	for len(tiles) > 0 && tiles[0].first < done {
+		tiles = tiles[1:]
+	}
+	for len(tiles) > 0 {
+		n := 1
+		for n < len(tiles) && tiles[n].first < tiles[0].first+together {
+			n++
 		}
 		for g := lo; g < hi; g++ {
 			w := d.W.group(g)
 			rows := min(d.W.Rows-g*Lanes, Lanes)
-			for _, t := range in.tiles[first:last] {
+			for _, t := range tiles[:n] {
 				at := t.first * per
 				kernel := kernels[slices.Index(tileSizes[:], t.tokens)]
 				dst := d.Dst[t.first*d.Stride+g*Lanes:]
@@ -75,13 +84,14 @@ func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 				r.addTo(dst, d.Stride, rows, t.tokens)
 			}
 		}
-		first = last
+		tiles = tiles[n:]
 	}
 }
 
-func multiplyCols(isa ISA, d *Product, in *Input, lo, hi int) {
+// multiplyCols computes groups lo to hi of rows for the tokens from done on.
+func multiplyCols(isa ISA, d *Product, in *Input, lo, hi, done int) {
 	w := d.W.SliceRows(lo*Lanes, min(hi*Lanes, d.W.Rows))
-	for t := 0; t < in.tokens; t += together {
+	for t := done; t < in.tokens; t += together {
 		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(together, in.tokens-t))
 	}
 }
@@ -92,7 +102,7 @@ func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride,
 		addColsScalar(dst, stride, w, x, xstride, tokens)
 		return
 	}
-	kernels := colKernels[isa][w.Type]
+	kernels := colKernels[min(isa, AVX512)][w.Type]
 	for g := range w.groups() {
 		data := w.group(g)
 		rows := min(w.Rows-g*Lanes, Lanes)

@@ -9,11 +9,12 @@ import (
 // on the machine is not disturbed, nor disturbs more than it must: whoever is free takes the next piece. Several goroutines
 // may use one Pool.
 type Pool struct {
-	isa    ISA             // for products
-	wake   []chan *section // one for each worker beside the caller
-	closed sync.Once
-	idle   sync.WaitGroup
-	tiles  sync.Pool // of *attendTile
+	isa     ISA             // for products
+	wake    []chan *section // one for each worker beside the caller
+	closed  sync.Once
+	idle    sync.WaitGroup
+	tiles   sync.Pool // of *attendTile
+	scratch sync.Pool // of *tileScratch
 }
 
 // A section is one parallel loop.

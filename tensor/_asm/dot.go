@@ -161,7 +161,7 @@ func (k *kernel) unitWide(u, h int) {
 // integers sums quads times a token's activations.
 func (k *kernel) integers(u, t, part int, quads []VecVirtual) VecVirtual {
 	var s [2]VecVirtual
-	if k.f.bias {
+	if k.f.biased != 0 {
 		s[0] = ZMM()
 		VPBROADCASTD(k.sum(u, t, part), s[0])
 	} else {
@@ -222,7 +222,7 @@ func (k *kernel) integersNarrow(u, part int) []VecVirtual {
 // widen adds 16-bit sums to 32-bit ones, which start from the bias.
 func (k *kernel) widen(sum, words VecVirtual, u, t, part int) VecVirtual {
 	VPMADDWD(all("ones", 0x00010001), words, words)
-	if sum == nil && k.f.bias && k.f.top <= 127 {
+	if sum == nil && k.f.biased != 0 && k.f.top <= 127 {
 		sum = YMM()
 		VPBROADCASTD(k.sum(u, t, part), sum)
 	}

@@ -13,8 +13,8 @@ type format struct {
 	units int // in a block
 	top   int // the largest unsigned byte that quad gives
 	parts int // scales in a unit
-	// bias says that quad's bytes are too large by a constant, which the sums that callers hand over make good.
-	bias bool
+	// biased is by how much quad's bytes are too large, which the sums that callers hand over make good.
+	biased byte
 
 	// quad gives the bytes of columns 4j to 4j+3 of each row, unsigned, in a register of its own.
 	quad func(c *context, unit, j int) VecVirtual
@@ -136,15 +136,15 @@ func fives(high, low int) func(*context, int, int) VecVirtual {
 }
 
 var formats = []format{
-	{name: "Q4_0", bytes: 18, units: 1, top: 15, parts: 1, bias: true, quad: nibbles4(2), scale: plain(0)},
+	{name: "Q4_0", bytes: 18, units: 1, top: 15, parts: 1, biased: 8, quad: nibbles4(2), scale: plain(0)},
 	{name: "Q4_1", bytes: 20, units: 1, top: 15, parts: 1, quad: nibbles4(4), scale: plain(0), offset: plain(2)},
-	{name: "Q5_0", bytes: 22, units: 1, top: 31, parts: 1, bias: true, quad: fives(2, 6), scale: plain(0)},
+	{name: "Q5_0", bytes: 22, units: 1, top: 31, parts: 1, biased: 16, quad: fives(2, 6), scale: plain(0)},
 	{name: "Q5_1", bytes: 24, units: 1, top: 31, parts: 1, quad: fives(4, 8), scale: plain(0), offset: plain(2)},
-	{name: "Q8_0", bytes: 34, units: 1, top: 255, parts: 1, bias: true, scale: plain(0),
+	{name: "Q8_0", bytes: 34, units: 1, top: 255, parts: 1, biased: 128, scale: plain(0),
 		quad: func(c *context, _, j int) VecVirtual { return c.load(c.piece(2 + 4*j)) }},
-	{name: "IQ4_NL", bytes: 18, units: 1, top: 255, parts: 1, bias: true, scale: plain(0),
+	{name: "IQ4_NL", bytes: 18, units: 1, top: 255, parts: 1, biased: 128, scale: plain(0),
 		quad: func(c *context, _, j int) VecVirtual { return c.level(2+j%4*4, j/4) }},
-	{name: "IQ4_XS", bytes: 136, units: 8, top: 255, parts: 1, bias: true, quad: func(c *context, u, j int) VecVirtual {
+	{name: "IQ4_XS", bytes: 136, units: 8, top: 255, parts: 1, biased: 128, quad: func(c *context, u, j int) VecVirtual {
 		return c.level(8+16*u+j%4*4, j/4)
 	}, scale: scaleIQ4XS},
 	{name: "Q2_K", bytes: 84, units: 8, top: 3, parts: 2, quad: func(c *context, u, j int) VecVirtual {
@@ -154,7 +154,7 @@ var formats = []format{
 	}, offset: func(c *context, u, p int) VecVirtual {
 		return c.mul(c.halfAt(82), c.float(c.byteAt(0, 2*u+p, 4, 15)))
 	}, below: true},
-	{name: "Q3_K", bytes: 110, units: 8, top: 7, parts: 2, bias: true, quad: func(c *context, u, j int) VecVirtual {
+	{name: "Q3_K", bytes: 110, units: 8, top: 7, parts: 2, biased: 4, quad: func(c *context, u, j int) VecVirtual {
 		return c.or(c.two(32+u/4*32+4*j, u%4*2, 0), c.bit(4*j, u, 2))
 	}, scale: scaleQ3K},
 	{name: "Q4_K", bytes: 144, units: 8, top: 15, parts: 1, quad: func(c *context, u, j int) VecVirtual {
@@ -163,7 +163,7 @@ var formats = []format{
 	{name: "Q5_K", bytes: 176, units: 8, top: 31, parts: 1, quad: func(c *context, u, j int) VecVirtual {
 		return c.or(c.bit(16+4*j, u, 4), c.nibble(48+u/2*32+4*j, u%2))
 	}, scale: kScaled, offset: kOffset, below: true},
-	{name: "Q6_K", bytes: 210, units: 8, top: 63, parts: 2, bias: true, quad: func(c *context, u, j int) VecVirtual {
+	{name: "Q6_K", bytes: 210, units: 8, top: 63, parts: 2, biased: 32, quad: func(c *context, u, j int) VecVirtual {
 		return c.or(c.two(128+u/4*32+4*j, u%4*2, 4), c.nibble(u/4*64+u%2*32+4*j, u%4/2))
 	}, scale: func(c *context, u, p int) VecVirtual {
 		k := 2*u + p
