@@ -2,6 +2,7 @@ package model
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/tensor"
@@ -84,7 +85,7 @@ func (m *Model) attend(p *pass, i int) []float32 {
 	c, l, b := &m.config, &m.layers[i], &m.state
 	n, q, kv := len(p.tokens), l.q.Rows, l.k.Rows
 	m.norm2(b.normed, p.hidden, l.attnNorm)
-	b.input.Set(b.normed, n, c.Dim)
+	m.set(i, "attn_q", b.normed, n, c.Dim)
 	m.pool.MatMul(&b.input, tensor.Product{W: l.q, Dst: b.q}, tensor.Product{W: l.k, Dst: b.k}, tensor.Product{W: l.v, Dst: b.v})
 	angles, window := p.angles, 0
 	if c.Local != nil && c.Local[m.shard.First+i] {
@@ -122,7 +123,7 @@ func (m *Model) attend(p *pass, i int) []float32 {
 	})
 	m.pool.Attend(tensor.Attention{KV: layout, Heads: q / c.HeadDim, Scale: c.AttnScale, Window: window, Softcap: c.AttnCap},
 		b.gathered[:n*q], b.q[:n*q], p.sequences(i))
-	b.input.Set(b.gathered, n, q)
+	m.set(i, "attn_output", b.gathered, n, q)
 	m.pool.MatMul(&b.input, tensor.Product{W: l.o, Dst: b.partial})
 	return b.partial[:n*c.Dim]
 }
@@ -133,16 +134,25 @@ func (m *Model) feed(p *pass, i int) []float32 {
 	c, l, b := &m.config, &m.layers[i], &m.state
 	n, columns := len(p.tokens), l.gate.Rows
 	m.norm2(b.normed, p.hidden, l.ffnNorm)
-	b.input.Set(b.normed, n, c.Dim)
+	m.set(i, "ffn_gate", b.normed, n, c.Dim)
 	m.pool.MatMul(&b.input, tensor.Product{W: l.gate, Dst: b.gate}, tensor.Product{W: l.up, Dst: b.up})
 	act := tensor.SiLUMul
 	if c.GELU {
 		act = tensor.GELUMul
 	}
 	m.pool.Run(n*columns, 1024, func(lo, hi int) { act(b.gate[lo:hi], b.gate[lo:hi], b.up[lo:hi]) })
-	b.input.Set(b.gate, n, columns)
+	m.set(i, "ffn_down", b.gate, n, columns)
 	m.pool.MatMul(&b.input, tensor.Product{W: l.down, Dst: b.partial})
 	return b.partial[:n*c.Dim]
+}
+
+// set makes x, [n][cols], the input of the products that follow in layer i, the first
+// of which has the named weights.
+func (m *Model) set(i int, name string, x []float32, n, cols int) {
+	m.state.input.Set(x, n, cols)
+	if m.tap != nil {
+		m.tap(fmt.Sprintf("blk.%d.%s.weight", m.shard.First+i, name), x[:n*cols], cols)
+	}
 }
 
 // merge adds a sum of all ranks to the state, after a norm where the family has one.

@@ -16,6 +16,7 @@ type Model struct {
 	shard      Shard
 	pool       *tensor.Pool
 	exchange   ExchangeFunc
+	tap        func(name string, x []float32, cols int)
 	memory     *tensor.Memory
 	bytes      int64 // of memory
 	columnUnit int
@@ -41,6 +42,10 @@ type Options struct {
 	// Progress is told, by the goroutine that loads, how many of all bytes are
 	// there. It may be nil.
 	Progress func(done, all int64)
+	// Tap is shown what goes into the linear parts of each layer, [tokens][cols], by
+	// the name of the first tensor that takes it, e.g. "blk.3.attn_q.weight", as
+	// quantisation wants to know. It must not keep x. It may be nil.
+	Tap func(name string, x []float32, cols int)
 }
 
 // Weights is the memory that the weights of a shard will take, in bytes, known
@@ -62,7 +67,7 @@ func prepare(src Source, o Options) (*Model, error) {
 	if err := o.Shard.check(&c); err != nil {
 		return nil, err
 	}
-	m := &Model{config: c, shard: o.Shard, pool: o.Pool, exchange: o.Exchange, columnUnit: columnUnit(src, o.Shard)}
+	m := &Model{config: c, shard: o.Shard, pool: o.Pool, exchange: o.Exchange, tap: o.Tap, columnUnit: columnUnit(src, o.Shard)}
 	m.layers = make([]layer, o.Shard.Last-o.Shard.First)
 	for _, g := range m.groups() {
 		for i := range g {
