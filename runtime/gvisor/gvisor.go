@@ -63,14 +63,15 @@ type Config struct {
 
 // Runtime is the gVisor runtime. Its methods may be called from many goroutines.
 type Runtime struct {
-	cfg    Config
-	log    *slog.Logger
-	lock   *os.File
-	groups *cgroup.Parent
-	agent  string // EROFS image of the guest agent
-	host   hostRoot
-	pool   *pool
-	events *feed.Feed
+	cfg     Config
+	log     *slog.Logger
+	lock    *os.File
+	program *os.File // what sentries and gofers execute
+	groups  *cgroup.Parent
+	agent   string // EROFS image of the guest agent
+	host    hostRoot
+	pool    *pool
+	events  *feed.Feed
 
 	mu      sync.Mutex
 	boxes   map[string]*box // by ID; includes those being made
@@ -112,12 +113,41 @@ func New(cfg Config) (*Runtime, error) {
 		return nil, err
 	}
 	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, events: new(feed.Feed), boxes: make(map[string]*box), stop: make(chan struct{})}
-	if err := r.open(); err != nil {
+	r.program, err = openProgram(cfg.Executable)
+	if err == nil {
+		err = r.open()
+	}
+	if err != nil {
+		_ = r.program.Close() // nil says so and does nothing
 		lock.Close()
 		return nil, err
 	}
 	return r, nil
 }
+
+// programFD is the least descriptor of the sentries' program: above all that a
+// sentry is given, which lie where they did not when it is executed.
+const programFD = 512
+
+// openProgram opens the program that sentries execute by its descriptor: they are
+// nobody, whom the directories that lead to it may keep out.
+func openProgram(path string) (*os.File, error) {
+	const op = "gvisor.New"
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, sandbox.E(op, "", path, err)
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, programFD)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Exhausted, path, err).WithHint("raise the limit of open files")
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// executable is the path by which a process that has just been forked from this
+// one finds the sentries' program.
+func (r *Runtime) executable() string { return fmt.Sprintf("/proc/self/fd/%d", r.program.Fd()) }
 
 // prefix is the default name of the parent control group.
 func prefix(dir string) string {
@@ -225,5 +255,5 @@ func (r *Runtime) Close() error {
 	r.watches.Wait()
 	r.events.Close()
 	r.groups.Close()
-	return r.lock.Close()
+	return errors.Join(r.program.Close(), r.lock.Close())
 }

@@ -168,7 +168,7 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(r.cfg.Executable)
+	cmd := exec.Command(r.executable())
 	cmd.Args = append([]string{orders.ArgSentry}, r.flags(s.dir)...)
 	d.before(cmd, "panic-log-fd")
 	cmd.Args = append(cmd.Args, "boot", "--bundle="+s.dir,
@@ -220,7 +220,7 @@ func (s *sentry) prepareGofer(d, gd *donation) error {
 
 // startGofer starts the process that opens host directories for the sentry.
 func (r *Runtime) startGofer(s *sentry, d *donation, l layout, cgroupFD int) error {
-	cmd := exec.Command(r.cfg.Executable)
+	cmd := exec.Command(r.executable())
 	cmd.Args = append([]string{orders.ArgGofer}, r.flags(s.dir)...)
 	cmd.Args = append(cmd.Args, "gofer", "--bundle="+s.dir, orders.MountFlag(l.confs))
 	d.transfer(cmd)
