@@ -25,5 +25,20 @@ fails 125 'no-such-image' atoll run --rm no-such-image:never -- true
 fails 125 'flag' atoll run --no-such-flag base -- true
 fails 125 '1.5x|memory' atoll run --rm --memory 1.5x base -- true
 
+# The node sees how a command ends, and what becomes of its client.
+atoll run -d --name job base -- sh -c 'exit 3' >/dev/null
+made+=(job)
+equal "$(atoll wait job)" 3
+has "$(atoll ls)" 'exited 3'
+atoll rm -f job >/dev/null
+atoll run --rm base -- sh -c 'echo begun; sleep 1000' >"$TMPDIR/begun" &
+client=$!
+until [[ -s $TMPDIR/begun ]]; do sleep 0.1; done
+kill -9 "$client"
+wait "$client" || true
+until [[ -z $(atoll ls -a -q --state running) ]]; do sleep 0.1; done
+fails 125 '/no/such' atoll run --rm -w /no/such base -- true
+fails 125 'cores' atoll run --rm --cpus nan base -- true
+
 # --rm leaves nothing, and no terminal is needed.
 equal "$(atoll ls -q)" ''
