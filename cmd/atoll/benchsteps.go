@@ -11,25 +11,35 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// firstOutput runs echo in a sandbox and returns when its output is here.
-func (m *bench) firstOutput(ctx context.Context, sb node.Sandbox) error {
+// firstOutput runs echo in a sandbox and returns when its output is here. What
+// comes after that, which nobody waits for, is left to finish, to be awaited
+// before something else is measured there.
+func (m *bench) firstOutput(ctx context.Context, sb node.Sandbox) (finish func(), err error) {
 	g := guestOf(m.b, sb)
-	defer g.CloseIdle()
 	p, err := g.Start(ctx, guest.Command{Args: []string{"echo", "ready"}})
 	if err != nil {
-		return err
+		g.CloseIdle()
+		return nil, err
 	}
-	defer p.Close()
+	finish = func() {
+		for ended := false; !ended; {
+			_, err := p.Next()
+			ended = err != nil
+		}
+		p.Close()
+		g.CloseIdle()
+	}
 	for {
 		e, err := p.Next()
-		if err != nil {
-			return err
+		if err == nil && e.Kind == guest.End {
+			err = sandbox.Errorf("atoll bench", sandbox.Internal, sb.Name, "echo ended without output: %s", e.Result.Status)
 		}
-		switch e.Kind {
-		case guest.Stdout:
-			return nil
-		case guest.End:
-			return sandbox.Errorf("atoll bench", sandbox.Internal, sb.Name, "echo ended without output: %s", e.Result.Status)
+		if err != nil {
+			finish()
+			return nil, err
+		}
+		if e.Kind == guest.Stdout {
+			return finish, nil
 		}
 	}
 }
@@ -50,10 +60,12 @@ func (m *bench) times(ctx context.Context, between func() error, create func() (
 			return nil, err
 		}
 		m.live[sb.ID] = true
-		if err := m.firstOutput(ctx, sb); err != nil {
+		finish, err := m.firstOutput(ctx, sb)
+		if err != nil {
 			return nil, err
 		}
 		times = append(times, time.Since(begin))
+		finish()
 		if err := m.remove(ctx, sb.ID); err != nil {
 			return nil, err
 		}
@@ -104,10 +116,12 @@ func (m *bench) exec(ctx context.Context, _ sandbox.Capabilities, r *benchReport
 	var times []time.Duration
 	for range m.n {
 		begin := time.Now()
-		if err := m.firstOutput(ctx, sb); err != nil {
+		finish, err := m.firstOutput(ctx, sb)
+		if err != nil {
 			return err
 		}
 		times = append(times, time.Since(begin))
+		finish()
 	}
 	r.Exec = figureOf(times)
 	return m.remove(ctx, sb.ID)
