@@ -2,12 +2,16 @@ package worktree
 
 import (
 	"context"
+	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -66,5 +70,27 @@ func TestASandboxIsReachedAndMendedWhileAForkBombHoldsItsLimit(t *testing.T) {
 	}
 	if n := pids(); n >= limit/2 {
 		t.Errorf("%d processes are left of the bomb", n)
+	}
+}
+
+func TestNoControlGroupIsLeftByARuntimeWithoutSandboxes(t *testing.T) {
+	bad := t.TempDir()
+	put(t, bad, "s/broken/immovable/x", "")
+	for _, dir := range []string{t.TempDir(), bad} {
+		r, err := New(Config{Dir: dir, Guest: guesttest.Binary(t)})
+		if err != nil {
+			t.Skipf("no privilege: %v", err)
+		}
+		if r.cgroups == nil {
+			t.Skip("needs the right to make control groups")
+		}
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range r.cgroups.hierarchies() {
+			if _, err := os.Stat(filepath.Join(dir, r.cgroups.prefix)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("%s: %v", dir, err)
+			}
+		}
 	}
 }

@@ -137,12 +137,10 @@ func New(cfg Config) (*Runtime, error) {
 	}
 	r.caps = capabilities(r.cgroups != nil, os.Geteuid() == 0)
 	if err := r.probe(); err != nil {
-		r.lock.Close()
-		return nil, err
+		return nil, errors.Join(err, r.release())
 	}
 	if err := r.adopt(); err != nil {
-		r.lock.Close()
-		return nil, sandbox.E(op, sandbox.Internal, dir, err)
+		return nil, errors.Join(sandbox.E(op, sandbox.Internal, dir, err), r.release())
 	}
 	if r.cgroups != nil {
 		r.done.Go(r.watchMemory)
@@ -246,6 +244,11 @@ func (r *Runtime) Close() error {
 	r.mu.Unlock()
 	r.done.Wait()
 	r.feed.Close()
+	return r.release()
+}
+
+// release lets go of the directory and removes control groups that nobody is in.
+func (r *Runtime) release() error {
 	if r.cgroups != nil {
 		r.cgroups.close()
 	}
