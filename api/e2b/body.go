@@ -10,6 +10,7 @@ import (
 
 const (
 	maxBody  = 1 << 20          // bytes of a JSON body
+	maxDrain = 64 << 20         // bytes beyond that are still taken, so that the client reads our answer
 	bodyTime = 30 * time.Second // for a client to send it
 )
 
@@ -20,8 +21,12 @@ func (a *api) decode(w http.ResponseWriter, r *http.Request, v any) bool {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(bodyTime)) // unsupported only in tests
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	_ = control.SetReadDeadline(time.Time{})
 	var big *http.MaxBytesError
+	if errors.As(err, &big) {
+		// A connection that is closed with bytes unread is reset.
+		_, _ = io.CopyN(io.Discard, r.Body, maxDrain)
+	}
+	_ = control.SetReadDeadline(time.Time{})
 	switch {
 	case errors.As(err, &big):
 		writeJSON(w, http.StatusRequestEntityTooLarge, apiError{Code: http.StatusRequestEntityTooLarge, Message: "the body is larger than 1 MiB"})

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -200,7 +201,13 @@ func (a *api) logged(w http.ResponseWriter, r *http.Request) {
 		}
 		a.note(r, rec, cmp.Or(sw.status, http.StatusOK), time.Since(begin))
 	}()
-	a.rest.ServeHTTP(sw, r.WithContext(context.WithValue(r.Context(), recordKey{}, rec)))
+	r = r.WithContext(context.WithValue(r.Context(), recordKey{}, rec))
+	// Otherwise what cannot be read would pass for what was not given.
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+		a.reject(sw, r, "the query cannot be read: %v", err)
+		return
+	}
+	a.rest.ServeHTTP(sw, r)
 }
 
 func (a *api) note(r *http.Request, rec *record, status int, took time.Duration) {

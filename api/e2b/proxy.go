@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -64,7 +65,7 @@ func targetOf(ctx context.Context) target {
 // no right to the port.
 func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 	sb, err := p.node.Get(r.Context(), to.id)
-	if err != nil || sb.ID != to.id || sb.Pooled != "" || !reachable(sb) {
+	if err != nil || sb.ID != to.id || sb.Pooled != "" || sb.Internal || !reachable(sb) {
 		refuse(w, r, refusal{Message: "The sandbox was not found", SandboxID: to.id, Code: http.StatusBadGateway}, "Sandbox Not Found")
 		return
 	}
@@ -79,6 +80,10 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 	}
 	ctx := context.WithValue(r.Context(), targetKey{}, target{address: to, labels: sb.Spec.Labels})
 	if sb.State == sandbox.Paused {
+		if why := mayWake(sb, to.port, r); why != "" {
+			writeJSON(w, http.StatusUnauthorized, apiError{Code: http.StatusUnauthorized, Message: why})
+			return
+		}
 		if _, _, err := p.node.Connect(r.Context(), sb.ID, wokenLife(sb)); err != nil {
 			p.failed(w, r.WithContext(ctx), &dialError{err})
 			return
@@ -89,6 +94,21 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 	// which breaks off the exchange. HTTP/2 works like this anyway.
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	p.reverse.ServeHTTP(w, r.WithContext(ctx))
+}
+
+// mayWake reports why a request does not wake a paused sandbox, or "" when it
+// does: what the guest would refuse must cost nothing.
+func mayWake(sb node.Sandbox, port int, r *http.Request) string {
+	if port != sandbox.GuestPort || sb.GuestToken == "" || r.URL.Path == "/health" {
+		return ""
+	}
+	if subtle.ConstantTimeCompare([]byte(r.Header.Get(wire.HeaderToken)), []byte(sb.GuestToken)) == 1 {
+		return ""
+	}
+	if r.URL.Path == "/files" {
+		return checkSignature(sb, r, time.Now().Unix())
+	}
+	return "unauthorized access, please provide a valid access token"
 }
 
 // reachable reports whether traffic finds the sandbox running or wakes it.

@@ -149,6 +149,33 @@ func TestTrafficWakesASandboxThatWantsIt(t *testing.T) {
 	}
 }
 
+// A stranger must not make a sandbox run, and be paid for, by asking in vain.
+func TestRefusedRequestsDoNotWakeASandbox(t *testing.T) {
+	s := newServer(t)
+	sb := s.create(`"secure":true,"autoPause":true,"autoResume":{"enabled":true}`)
+	s.want(s.do("POST", "/sandboxes/"+sb.SandboxID+"/pause", ""), 204)
+	d := s.detail(sb.SandboxID)
+	if d.EnvdToken == "" {
+		t.Fatal("the sandbox has no token")
+	}
+	expired := "&signature_expiration=1000&signature=" + url.QueryEscape(wire.Sign(d.EnvdToken, "/etc/hosts", wire.OpRead, "", 1000))
+	to := http.Header{headerSandbox: {sb.SandboxID}}
+	for _, path := range []string{"/files?path=/etc/hosts", "/files?path=/etc/hosts" + expired, "/files?path=/etc/hosts&signature=v1_bad", "/metrics", "/envs"} {
+		s.want(s.send("GET", path, "", to, ""), 401)
+		to.Set("X-Access-Token", "wrong")
+	}
+	// Without a header only the signature tells the sandbox.
+	s.want(s.send("GET", "/files?path=/etc/hosts"+expired, "", nil, ""), 401)
+	if d := s.detail(sb.SandboxID); d.State != sandbox.Paused {
+		t.Fatalf("it is %s", d.State)
+	}
+	to.Set("X-Access-Token", d.EnvdToken)
+	s.want(s.send("GET", "/metrics", "", to, ""), 200)
+	if d := s.detail(sb.SandboxID); d.State != sandbox.Running {
+		t.Errorf("with the token it is %s", d.State)
+	}
+}
+
 func TestASandboxThatTrafficWokeStaysAwakeAWhile(t *testing.T) {
 	s := newServer(t)
 	sb := s.create(`"autoPause":true,"autoResume":{"policy":"any"}`)

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,18 @@ func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
 	if r := s.do("POST", "/v2/sandboxes", `{"templateID":"`+string(make([]byte, maxBody))+`"}`); r.status != 413 {
 		t.Errorf("a body that is too large: %d %.80s", r.status, r.body)
 	}
+}
+
+func TestAQueryThatCannotBeReadIsRefused(t *testing.T) {
+	s := newServer(t)
+	for _, path := range []string{"/v2/sandboxes?metadata=%zz", "/sandboxes?metadata=%zz", "/snapshots?limit=%"} {
+		s.want(s.do("GET", path, ""), 400)
+	}
+}
+
+func TestABodyThatIsTooLargeIsAnsweredAndNotCutOff(t *testing.T) {
+	s := newServer(t)
+	s.want(s.do("POST", "/v2/sandboxes", `{"templateID":"`+strings.Repeat("x", 20<<20)+`"}`), 413)
 }
 
 func TestOnlyTheOwnTeamSeesASandbox(t *testing.T) {

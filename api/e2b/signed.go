@@ -18,11 +18,6 @@ func (a *api) signedFor(r *http.Request) (string, bool) {
 	if r.URL.Path != "/files" || q.Get("signature") == "" {
 		return "", false
 	}
-	op := wire.OpRead
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		op = wire.OpWrite
-	}
-	v := wire.Signature{Value: q.Get("signature"), Expires: q.Get("signature_expiration")}
 	all, err := a.node.List(r.Context(), node.Filter{States: []sandbox.State{sandbox.Running, sandbox.Paused}})
 	if err != nil {
 		return "", false
@@ -32,9 +27,21 @@ func (a *api) signedFor(r *http.Request) (string, bool) {
 			continue
 		}
 		// At the moment zero nothing has expired yet.
-		if v.Verify(sb.GuestToken, q.Get("path"), op, q.Get("username"), 0) == "" {
+		if checkSignature(sb, r, 0) == "" {
 			return sb.ID, true
 		}
 	}
 	return "", false
+}
+
+// checkSignature reports why the signature of a file URL is not good for the
+// sandbox at the time now (Unix seconds), or "" when it is.
+func checkSignature(sb node.Sandbox, r *http.Request, now int64) string {
+	q := r.URL.Query()
+	op := wire.OpRead
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		op = wire.OpWrite
+	}
+	v := wire.Signature{Value: q.Get("signature"), Expires: q.Get("signature_expiration")}
+	return v.Verify(sb.GuestToken, q.Get("path"), op, q.Get("username"), now)
 }
