@@ -1,0 +1,74 @@
+package disk
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+
+	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// seedLabel is the name of a volume in which cloud-init looks for its data source
+// NoCloud.
+const seedLabel = "cidata"
+
+// Seed is what cloud-init is told when a full disk image boots first: the files
+// of its data source NoCloud.
+type Seed struct {
+	UserData      []byte // "#cloud-config" or a script; empty: nothing to do
+	MetaData      []byte // see MetaData
+	NetworkConfig []byte // see NetworkConfig; nil: DHCP, as cloud-init does by itself
+}
+
+// maxSeed bounds the bytes of one file of a seed.
+const maxSeed = 1 << 20
+
+// WriteSeed writes an ISO 9660 image with the seed, which the machine is given as
+// a disk that it cannot write. It replaces what is at path.
+func WriteSeed(path string, s Seed) error {
+	const op = "disk.WriteSeed"
+	// In the order of their names, as a directory has to be.
+	files := []isoFile{{"meta-data", s.MetaData}, {"user-data", s.UserData}}
+	if s.NetworkConfig != nil {
+		files = []isoFile{files[0], {"network-config", s.NetworkConfig}, files[1]}
+	}
+	for _, f := range files {
+		if len(f.data) > maxSeed {
+			return sandbox.Errorf(op, sandbox.Invalid, f.name, "%d bytes, at most %d are possible", len(f.data), maxSeed)
+		}
+	}
+	if err := os.WriteFile(path, isoImage(seedLabel, files), 0o600); err != nil {
+		return sandbox.E(op, kindOf(err), path, errors.Join(err, os.Remove(path)))
+	}
+	return nil
+}
+
+// MetaData names a machine. cloud-init does its work once for each instance.
+func MetaData(instance, hostname string) ([]byte, error) {
+	// JSON is YAML, and needs no care with quotes.
+	return json.Marshal(map[string]string{"instance-id": instance, "local-hostname": hostname})
+}
+
+// NetworkConfig tells cloud-init the address of the machine's interface, which it
+// finds by the MAC address.
+func NetworkConfig(n wire.MachineNetwork) ([]byte, error) {
+	if n.MAC == "" || !n.Address.IsValid() {
+		return nil, sandbox.Errorf("disk.NetworkConfig", sandbox.Invalid, "", "a network without a MAC address or an address")
+	}
+	eth := map[string]any{
+		"match":     map[string]any{"macaddress": n.MAC},
+		"set-name":  "eth0",
+		"addresses": []string{n.Address.String()},
+	}
+	if n.MTU != 0 {
+		eth["mtu"] = n.MTU
+	}
+	if n.Gateway.IsValid() {
+		eth["routes"] = []map[string]any{{"to": "0.0.0.0/0", "via": n.Gateway}}
+	}
+	if n.Resolver.IsValid() {
+		eth["nameservers"] = map[string]any{"addresses": []any{n.Resolver}}
+	}
+	return json.Marshal(map[string]any{"version": 2, "ethernets": map[string]any{"eth0": eth}})
+}
