@@ -97,7 +97,7 @@ func fitting(op, runtime, image string, caps sandbox.Capabilities, spec sandbox.
 // who asked for it.
 func named(err error, id, name string) error {
 	var e *sandbox.Err
-	if !errors.As(err, &e) || error(e) != err {
+	if !errors.As(err, &e) || error(e) != err { //nolint:errorlint // the outermost itself, since a wrapper has words of its own
 		return err
 	}
 	c := *e
