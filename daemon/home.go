@@ -39,6 +39,10 @@ func (h Home) path(elem ...string) string {
 // Images is where roots are kept; several processes may share it.
 func (h Home) Images() string { return h.path("images") }
 
+// Machines is where kernels and templates of microVMs are kept; several processes
+// may share it.
+func (h Home) Machines() string { return h.path("machines") }
+
 // Credentials is the file that holds the root key.
 func (h Home) Credentials() string { return h.path("credentials") }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/atoll-run/atoll/network"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/runtime/gvisor"
+	"github.com/atoll-run/atoll/runtime/microvm"
 	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
@@ -140,7 +141,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	if nw != nil {
 		p.closers = append(p.closers, nw)
 	}
-	runtimes, failed := openRuntimes(cfg, home, prewarm)
+	runtimes, failed := openRuntimes(ctx, cfg, home, prewarm)
 	p.Node, err = node.Open(ctx, node.Config{
 		Dir: string(home), DB: db, Runtimes: runtimes, RuntimeErrors: failed, Network: nw, NetworkError: networkErr,
 		Images: images, Snapshots: snapshots, Defaults: defaults, Version: cfg.Version, Log: cfg.Log,
@@ -168,13 +169,16 @@ func openDB(path string) (*sql.DB, error) {
 
 // openRuntimes opens what this host can run, in order of preference, and says
 // why it cannot run the rest.
-func openRuntimes(cfg Config, home Home, prewarm int) ([]sandbox.Runtime, map[string]error) {
+func openRuntimes(ctx context.Context, cfg Config, home Home, prewarm int) ([]sandbox.Runtime, map[string]error) {
 	all := []struct {
 		name string
 		open func(dir string) (sandbox.Runtime, error)
 	}{
 		{"gvisor", func(dir string) (sandbox.Runtime, error) {
 			return gvisor.New(gvisor.Config{Dir: dir, Guest: cfg.Guest, Executable: cfg.Sentry, Prefix: home.prefix(), Prewarm: prewarm, Log: cfg.Log})
+		}},
+		{"microvm", func(dir string) (sandbox.Runtime, error) {
+			return microvm.New(ctx, microvm.Config{Dir: dir, Cache: cfg.Home.Machines(), Guest: cfg.Guest, Prefix: home.prefix() + "v", Prewarm: prewarm, Log: cfg.Log})
 		}},
 		{"worktree", func(dir string) (sandbox.Runtime, error) {
 			return worktree.New(worktree.Config{Dir: dir, Guest: cfg.Guest, Prefix: home.prefix() + "w", Log: cfg.Log})

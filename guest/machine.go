@@ -21,6 +21,14 @@ func (c *Client) Machine(ctx context.Context, in wire.Machine) error {
 	return c.simple(ctx, "guest.Machine", http.MethodPost, "/machine", nil, strings.NewReader(string(body)))
 }
 
+// Processes counts the processes of the machine, its kernel's threads not
+// among them. It is for runtimes, whose client dials serial.MachinePort.
+func (c *Client) Processes(ctx context.Context) (int, error) {
+	var out wire.MachineLoad
+	err := c.get(ctx, "guest.Processes", "/load", &out)
+	return out.Processes, err
+}
+
 // Changes writes what the machine changed in its root as an OCI layer. It is for
 // runtimes, whose client dials serial.MachinePort.
 func (c *Client) Changes(ctx context.Context, w io.Writer) error {

@@ -35,6 +35,9 @@ type benchReport struct {
 	Image    string  `json:"image"`
 	Through  string  `json:"through"` // "daemon" or "in-process"
 	Cold     *figure `json:"cold,omitempty"`
+	Template *figure `json:"template,omitempty"`
+	Spawned  *figure `json:"spawned,omitempty"`
+	Ready    *figure `json:"ready,omitempty"`
 	Snapshot *figure `json:"snapshot,omitempty"`
 	Pool     *figure `json:"pool,omitempty"`
 	Exec     *figure `json:"exec,omitempty"`
@@ -55,6 +58,9 @@ func figureOf(times []time.Duration) *figure {
 	return &figure{P50: rank(0.50), P95: rank(0.95), N: len(times)}
 }
 
+// throughDaemon says that a running daemon was measured.
+const throughDaemon = "daemon"
+
 const (
 	maxBench    = 10_000
 	idleCount   = 10              // idle sandboxes whose memory is averaged
@@ -71,7 +77,8 @@ func (a *app) benchCommand() *cobra.Command {
 		Use: "sandbox", Short: "Measure creating, restoring, forking and entering sandboxes", Args: exact(),
 		Long: "Times are from asking for a sandbox to the first output of `echo` in it; exec is the same in a sandbox that\n" +
 			"runs; fork10 is from asking for ten children to all ten being there. cold starts from the image, snapshot\n" +
-			"restores one, pool claims a started sandbox. idle_mb is what one idle sandbox takes of the host's memory.",
+			"restores one, pool claims a started sandbox. For microvm, cold boots a kernel, template clones a booted machine,\n" +
+			"spawned does so into a monitor that was started ahead of need, and ready takes a machine that was. idle_mb is what one idle sandbox takes of the host's memory.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -108,7 +115,8 @@ func printBench(w io.Writer, r benchReport) error {
 		name string
 		f    *figure
 	}{
-		{"create, cold, to first output", r.Cold}, {"restore a snapshot, to first output", r.Snapshot},
+		{"create, cold, to first output", r.Cold}, {"clone the template, to first output", r.Template},
+		{"clone into a spawned monitor, to first output", r.Spawned}, {"take a ready machine, to first output", r.Ready}, {"restore a snapshot, to first output", r.Snapshot},
 		{"claim from the pool, to first output", r.Pool}, {"exec, to first output", r.Exec}, {"fork ten ways", r.Fork10},
 	} {
 		if m.f != nil {
@@ -152,13 +160,13 @@ func (a *app) benchSandbox(ctx context.Context, b native.Backend, runtime, img s
 	defer func() { err = errors.Join(err, m.clear(ctx)) }()
 	r = benchReport{Runtime: runtime, Image: img, Through: "in-process"}
 	if a.daemonURL != "" {
-		r.Through = "daemon"
+		r.Through = throughDaemon
 	}
 	for _, step := range []struct {
 		name string
 		do   func(context.Context, sandbox.Capabilities, *benchReport) error
 	}{
-		{"cold", m.cold}, {"exec", m.exec}, {"idle", m.idle}, {"snapshot", m.restore}, {"fork10", m.fork}, {"pool", m.pool},
+		{"cold", m.cold}, {"template", m.template}, {"spawned", m.spawned}, {"ready", m.ready}, {"exec", m.exec}, {"idle", m.idle}, {"snapshot", m.restore}, {"fork10", m.fork}, {"pool", m.pool},
 	} {
 		shown := a.bar("measuring")
 		shown.report(image.Progress{Stage: step.name})

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/runtime/microvm/qemu"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -70,7 +71,7 @@ func (a *app) lookAtHost(ctx context.Context) host {
 	} else if _, err := os.Stat("/sys/fs/cgroup/memory"); err == nil {
 		h.cgroup = "v1"
 	}
-	for _, tool := range []string{"git", "mmdebstrap"} {
+	for _, tool := range []string{"git", "mmdebstrap", qemu.Program} {
 		_, err := exec.LookPath(tool)
 		h.tools[tool] = err == nil
 	}
@@ -145,8 +146,9 @@ func diagnose(h host) []finding {
 	}
 	say("git", h.tools["git"], checkLimited, choose(h.tools["git"], "there", "missing: no worktree sandboxes"), "apt install git")
 	say("mmdebstrap", h.tools["mmdebstrap"], checkLimited, choose(h.tools["mmdebstrap"], "there", "missing: the image base cannot be made here"), "apt install mmdebstrap, or import an image: atoll image import FILE base")
+	say("qemu", h.tools[qemu.Program], checkLimited, choose(h.tools[qemu.Program], "there", "missing: no microvm sandboxes"), "apt install --no-install-recommends qemu-system-x86")
 	say("landlock", h.landlock, checkLimited, choose(h.landlock, "there", "missing: worktree sandboxes are held by namespaces alone"), "boot with lsm=landlock,... on a kernel from 5.13 on")
-	say("hardware virtualisation", true, "", choose(h.kvm, "/dev/kvm is there", "none, and none is needed: gvisor runs without"), "")
+	say("hardware virtualisation", true, "", choose(h.kvm, "/dev/kvm is there; microvm uses it if a kernel really boots under it", "none, and none is needed: gvisor runs without, microvm emulates"), "")
 	return all
 }
 

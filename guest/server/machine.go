@@ -16,6 +16,7 @@ import (
 // serial.MachinePort. They need no token, which the runtime does not know.
 //
 //	POST /machine         wire.Machine; 204 when all is done
+//	GET  /load            wire.MachineLoad
 //	GET  /changes         what was written to the root, as an OCI layer
 
 // ChangesFunc writes what was changed in the root as an OCI layer.
@@ -25,7 +26,21 @@ func (s *Server) machineHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /machine", s.machine)
 	mux.HandleFunc("GET /changes", s.changes)
+	mux.HandleFunc("GET /load", s.load)
 	return mux
+}
+
+// load answers GET /load.
+func (s *Server) load(w http.ResponseWriter, _ *http.Request) {
+	const kthreadd = 2 // the parent of all threads of the kernel
+	var out wire.MachineLoad
+	for _, p := range processTable() {
+		if p.pid != kthreadd && p.parent != kthreadd {
+			out.Processes++
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(out) // the caller may have gone
 }
 
 func (s *Server) machine(w http.ResponseWriter, r *http.Request) {

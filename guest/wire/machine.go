@@ -31,3 +31,8 @@ type MachineNetwork struct {
 	Gateway  netip.Addr   `json:"gateway"`
 	Resolver netip.Addr   `json:"resolver"` // of names; invalid: /etc/resolv.conf stays
 }
+
+// MachineLoad is the answer of GET /load.
+type MachineLoad struct {
+	Processes int `json:"processes"` // without the threads of the kernel
+}

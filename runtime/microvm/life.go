@@ -18,7 +18,9 @@ import (
 )
 
 // LabelStart is the label of a spec that says how its machine comes to be, for
-// measuring each way apart; without it the fastest one is taken.
+// measuring each way apart; without it the fastest that there is is taken. A
+// Create that asks for one that was to be made ahead of need, and is not there,
+// fails with Unavailable.
 const LabelStart = "microvm.start"
 
 // The values of LabelStart.
@@ -35,8 +37,11 @@ func (r *Runtime) Create(ctx context.Context, spec sandbox.Spec) error {
 	if err := r.check(op, spec); err != nil {
 		return err
 	}
-	res := spec.Resources.Or(r.cfg.Defaults)
-	o := origin{Shape: r.shapeOf(spec, res)}
+	k, err := r.prepare(ctx)
+	if err != nil {
+		return sandbox.E(op, "", spec.ID, err)
+	}
+	o := origin{Shape: r.shapeOf(spec, spec.Resources.Or(r.cfg.Defaults), k.Digest)}
 	return r.make(ctx, op, spec, o, func(b *box) (*vm, error) { return r.fresh(ctx, b, spec) })
 }
 
@@ -132,6 +137,9 @@ func (r *Runtime) fresh(ctx context.Context, b *box, spec sandbox.Spec) (*vm, er
 		if v != nil || err != nil {
 			b.rec.Origin = have
 			return v, err
+		}
+		if how != "" {
+			return nil, sandbox.Errorf("take from pool", sandbox.Unavailable, "", "no machine of this kind is ready")
 		}
 	}
 	v, o, err := r.fork(ctx, b.dir, spec.ID, o.Shape, spec.Root.Path)

@@ -24,7 +24,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
@@ -79,14 +78,17 @@ type Runtime struct {
 	log       *slog.Logger
 	lock      *os.File
 	groups    *cgroup.Parent
-	driver    vmm.Driver
-	kernel    kernel.Kernel
+	qemu      *qemu.Driver
+	driver    vmm.Driver // the same, as all but prepare know it
 	taps      *taps
 	templates *templates
 	memories  *memories
 	pool      *pool
 	events    *feed.Feed
 	step      func(name string) // called between the steps of a snapshot and a fork; tests end the process there
+
+	preparing chan struct{} // holds one token while prepare is at work
+	kernel    kernel.Kernel // zero until prepare got it; guarded by preparing
 
 	mu      sync.Mutex
 	boxes   map[string]*box // by ID; includes those being made
@@ -97,10 +99,12 @@ type Runtime struct {
 var _ sandbox.Runtime = (*Runtime)(nil)
 
 // New opens the runtime at cfg.Dir, adopts the machines that an earlier process
-// left running there and removes what it left half made. The first time on a host
-// it fetches a kernel and finds out whether KVM works, which ctx bounds. It fails
-// with Unsupported where there is no QEMU, Denied where the host does not allow
-// what machines need, and Conflict when another process owns the directory.
+// left running there and removes what it left half made. It fails with
+// Unsupported where there is no QEMU, Denied where the host does not allow what
+// machines need, and Conflict when another process owns the directory.
+//
+// The first machine on a host takes longer: a kernel is fetched, a template made,
+// and it is found out whether KVM works.
 func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	const op = "microvm.New"
 	if os.Geteuid() != 0 {
@@ -125,8 +129,9 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, driver: driver, events: new(feed.Feed), boxes: make(map[string]*box), step: func(string) {}}
-	if err := r.open(ctx, driver); err != nil {
+	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, qemu: driver, driver: driver, events: new(feed.Feed),
+		boxes: make(map[string]*box), preparing: make(chan struct{}, 1), step: func(string) {}}
+	if err := r.open(ctx); err != nil {
 		lock.Close()
 		return nil, sandbox.E(op, "", "", err)
 	}
@@ -152,18 +157,9 @@ func (cfg *Config) fill() {
 }
 
 // open does the part of New that needs the directory's lock.
-func (r *Runtime) open(ctx context.Context, driver *qemu.Driver) error {
+func (r *Runtime) open(ctx context.Context) error {
 	var err error
-	r.kernel, err = kernel.Fetch(ctx, kernel.Options{
-		Dir: filepath.Join(r.cfg.Cache, "kernel"), Guest: r.cfg.Guest, Kernel: r.cfg.Kernel, Modules: r.cfg.Modules, Log: r.log,
-	})
-	if err != nil {
-		return err
-	}
 	if r.groups, err = cgroup.Open(r.cfg.Prefix); err != nil {
-		return err
-	}
-	if err := r.accelerate(ctx, driver); err != nil {
 		return err
 	}
 	if r.taps, err = openTaps(); err != nil {
@@ -254,23 +250,48 @@ func (r *Runtime) letGo() {
 	r.taps.close()
 }
 
+// prepare gets the kernel and finds out by what machines run here, once.
+func (r *Runtime) prepare(ctx context.Context) (kernel.Kernel, error) {
+	select {
+	case r.preparing <- struct{}{}:
+		defer func() { <-r.preparing }()
+	case <-ctx.Done():
+		return kernel.Kernel{}, ctx.Err()
+	}
+	if r.kernel.Digest != "" {
+		return r.kernel, nil
+	}
+	k, err := kernel.Fetch(ctx, kernel.Options{
+		Dir: filepath.Join(r.cfg.Cache, "kernel"), Guest: r.cfg.Guest, Kernel: r.cfg.Kernel, Modules: r.cfg.Modules, Log: r.log,
+	})
+	if err == nil {
+		err = r.accelerate(ctx, k)
+	}
+	if err == nil {
+		r.kernel = k
+	}
+	return k, err
+}
+
 // accelerate decides by what machines run here.
-func (r *Runtime) accelerate(ctx context.Context, driver *qemu.Driver) error {
+func (r *Runtime) accelerate(ctx context.Context, k kernel.Kernel) error {
 	switch r.cfg.Accelerator {
 	case "tcg":
-		return driver.Emulate()
+		r.qemu.Emulate()
+		return nil
 	case "", "kvm":
 	default:
 		return sandbox.Errorf("microvm.New", sandbox.Invalid, r.cfg.Accelerator, "an accelerator is kvm or tcg")
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	why, err := driver.Accelerate(ctx, filepath.Join(r.cfg.Cache, "accelerator.json"), r.kernel.Vmlinux, r.groups.Group("probe"))
+	why, err := r.qemu.Accelerate(ctx, filepath.Join(r.cfg.Cache, "accelerator.json"), k.Vmlinux, r.groups.Group("probe"))
 	if err != nil {
 		return err
 	}
 	if why != "" && r.cfg.Accelerator == "kvm" {
 		return sandbox.Errorf("microvm.New", sandbox.Unsupported, "", "machines do not run under KVM here: %s", why)
+	}
+	if why != "" {
+		r.log.Info("machines are emulated", "reason", why)
 	}
 	return nil
 }

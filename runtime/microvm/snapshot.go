@@ -250,6 +250,9 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 	if err != nil {
 		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
 	}
+	if _, err := r.prepare(ctx); err != nil {
+		return sandbox.E(op, "", spec.ID, err)
+	}
 	if err := r.fits(m, spec); err != nil {
 		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
 	}
@@ -356,8 +359,7 @@ func parseManifest(data []byte) (m manifest, err error) {
 // fits says why a snapshot cannot become what spec wants.
 func (r *Runtime) fits(m manifest, spec sandbox.Spec) error {
 	res := spec.Resources.Or(r.cfg.Defaults)
-	want := r.shapeOf(spec, res)
-	want.Kernel = m.Origin.Shape.Kernel // it is in the snapshot's memory
+	want := r.shapeOf(spec, res, m.Origin.Shape.Kernel) // that one is in the snapshot's memory
 	switch {
 	case m.Origin.Shape.Monitor != want.Monitor:
 		return fmt.Errorf("the snapshot is of a machine on %s and this host has %s, which cannot go on with it; make the sandbox anew", m.Origin.Shape.Monitor, want.Monitor)

@@ -40,10 +40,10 @@ func (s shape) key() string {
 	return hex.EncodeToString(sum[:12])
 }
 
-// shapeOf is the shape of the machine that a spec asks for.
-func (r *Runtime) shapeOf(spec sandbox.Spec, res sandbox.Resources) shape {
+// shapeOf is the shape of the machine that a spec asks for, with a kernel.
+func (r *Runtime) shapeOf(spec sandbox.Spec, res sandbox.Resources, kernel string) shape {
 	return shape{
-		Kernel: r.kernel.Digest, Root: cmp.Or(spec.Root.Digest, spec.Root.Path), Monitor: r.driver.Version(),
+		Kernel: kernel, Root: cmp.Or(spec.Root.Digest, spec.Root.Path), Monitor: r.driver.Version(),
 		Memory: r.driver.Memory(res.Memory), Disk: disk.Round(res.Disk),
 		CPUs: r.driver.CPUs(int(math.Ceil(res.CPUs))), Network: spec.Network == sandbox.NetworkSandbox,
 	}

@@ -84,7 +84,11 @@ func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o orig
 		},
 	}
 	if how != waiting {
-		c.Kernel = &vmm.Kernel{Image: r.kernel.Vmlinux, Initrd: r.kernel.Initramfs, Args: kernel.Args}
+		k, err := r.prepare(ctx)
+		if err != nil {
+			return nil, err
+		}
+		c.Kernel = &vmm.Kernel{Image: k.Vmlinux, Initrd: k.Initramfs, Args: kernel.Args}
 	}
 	if s.Network {
 		t, err := r.taps.make()
@@ -309,5 +313,7 @@ func (v *vm) move(dir string) {
 
 // processes counts the guest's processes.
 func (v *vm) processes(ctx context.Context) (int, error) {
-	return 1, nil
+	g := v.maker()
+	defer g.CloseIdle()
+	return g.Processes(ctx)
 }
