@@ -15,6 +15,11 @@ func BenchmarkMatMul(b *testing.B) {
 	benchmark(b, 2048, 4096, []int{8, 256})
 }
 
+// BenchmarkCached multiplies what the caches hold.
+func BenchmarkCached(b *testing.B) {
+	benchmark(b, 64, 1024, []int{64})
+}
+
 func benchmark(b *testing.B, rows, cols int, tokens []int) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, typ := range []Type{Q4_0, Q8_0, Q4_K, Q6_K, F16, BF16, F32, Q5_0, Q5_K, Q3_K, IQ4_XS} {

@@ -63,7 +63,9 @@ func (in *Input) round(p *Pool, kind summed) {
 	blocks := in.cols / columns
 	if len(in.tiles) == 0 {
 		in.tile(p.isa)
-		in.q, in.d, in.halves = grow(in.q, len(in.x)), grow(in.d, in.tokens*blocks), grow(in.halves, in.tokens*blocks*2)
+		// Tiles may be read a little beyond the last.
+		in.q = grow(in.q, len(in.x)+1024)
+		in.d, in.halves = grow(in.d, in.tokens*blocks), grow(in.halves, in.tokens*blocks*2)
 		p.Run(len(in.tiles), max(1, 4096/in.cols), func(lo, hi int) {
 			for _, t := range in.tiles[lo:hi] {
 				for i := range t.tokens {

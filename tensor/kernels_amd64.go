@@ -486,16 +486,16 @@ func unpackQ5_K(bytes *int8, scales *float32, w *byte, blocks int)
 func unpackQ6_K(bytes *int8, scales *float32, w *byte, blocks int)
 
 // tileDot1 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// scratch is 2048 bytes on a cache line.
+// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
 //
 //go:noescape
-func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 
 // tileDot1Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// scratch is 2048 bytes on a cache line.
+// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
 //
 //go:noescape
-func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 
 // tileCols1 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
 // scratch is 3072 bytes on a cache line.
@@ -504,16 +504,16 @@ func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *i
 func tileCols1(dst *float32, stride int, w *byte, x *uint16, units int, tiles int, scratch *byte)
 
 // tileDot2 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// scratch is 2048 bytes on a cache line.
+// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
 //
 //go:noescape
-func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 
 // tileDot2Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// scratch is 2048 bytes on a cache line.
+// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
 //
 //go:noescape
-func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 
 // tileCols2 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
 // scratch is 3072 bytes on a cache line.

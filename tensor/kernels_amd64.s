@@ -59496,9 +59496,9 @@ DATA bytes20<>+56(SB)/4, $0x20202020
 DATA bytes20<>+60(SB)/4, $0x20202020
 GLOBL bytes20<>(SB), RODATA|NOPTR, $64
 
-// func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+// func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 // Requires: AVX, AVX512F
-TEXT ·tileDot1(SB), NOSPLIT, $0-80
+TEXT ·tileDot1(SB), NOSPLIT, $0-88
 	LEAQ tileDot1Shape<>+0(SB), CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -59508,52 +59508,136 @@ TEXT ·tileDot1(SB), NOSPLIT, $0-80
 	MOVQ $+64, CX
 	MOVQ $+32, AX
 	MOVQ q+32(FP), SI
-	MOVQ scratch+72(FP), DX
+	MOVQ scratch+80(FP), DX
 	MOVQ d+40(FP), BX
 	MOVQ s+48(FP), R8
-	MOVQ tiles+64(FP), R9
-	MOVQ dst+0(FP), R12
+	MOVQ tiles+72(FP), R11
+	MOVQ dst+0(FP), R13
 
 tile:
 	MOVQ    bytes+16(FP), DI
-	MOVQ    scales+24(FP), R10
-	MOVQ    units+56(FP), R11
-	MOVQ    stride+8(FP), R13
-	MOVQ    R12, R14
+	MOVQ    scales+24(FP), R9
+	MOVQ    units+56(FP), R12
+	MOVQ    stride+8(FP), R10
+	MOVQ    R13, R14
 	VMOVUPS (R14), Z0
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z1
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z2
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z3
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z4
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z5
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z6
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z7
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z8
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z9
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z10
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z11
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z12
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z13
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z14
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z15
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc0
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x94
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xa4
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x5b
+	BYTE    $0x5e
+	BYTE    $0xc2
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x84
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc8
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x9c
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x02
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xac
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x02
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x53
+	BYTE    $0x5e
+	BYTE    $0xcb
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x8c
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x04
+	BYTE    $0x00
+	BYTE    $0x00
 
 step:
+	MOVQ             DX, R10
+	XORQ             $0x00000800, DX
+	ADDQ             $0x00000400, SI
+	ADDQ             $0x00000400, DI
 	BYTE             $0xc4
 	BYTE             $0xe2
 	BYTE             $0x7b
@@ -59634,149 +59718,152 @@ step:
 	BYTE             $0x04
 	BYTE             $0x00
 	BYTE             $0x00
-	VMOVUPS          (R10), Z16
-	VCVTDQ2PS        (DX), Z17
+	VMOVUPS          (R9), Z16
+	VCVTDQ2PS        (R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST (BX), Z17, Z0
-	VCVTDQ2PS        64(DX), Z17
+	VCVTDQ2PS        64(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 4(BX), Z17, Z1
-	VCVTDQ2PS        128(DX), Z17
+	VCVTDQ2PS        128(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 8(BX), Z17, Z2
-	VCVTDQ2PS        192(DX), Z17
+	VCVTDQ2PS        192(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 12(BX), Z17, Z3
-	VCVTDQ2PS        256(DX), Z17
+	VCVTDQ2PS        256(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 16(BX), Z17, Z4
-	VCVTDQ2PS        320(DX), Z17
+	VCVTDQ2PS        320(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 20(BX), Z17, Z5
-	VCVTDQ2PS        384(DX), Z17
+	VCVTDQ2PS        384(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 24(BX), Z17, Z6
-	VCVTDQ2PS        448(DX), Z17
+	VCVTDQ2PS        448(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 28(BX), Z17, Z7
-	VCVTDQ2PS        512(DX), Z17
+	VCVTDQ2PS        512(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 32(BX), Z17, Z8
-	VCVTDQ2PS        576(DX), Z17
+	VCVTDQ2PS        576(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 36(BX), Z17, Z9
-	VCVTDQ2PS        640(DX), Z17
+	VCVTDQ2PS        640(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 40(BX), Z17, Z10
-	VCVTDQ2PS        704(DX), Z17
+	VCVTDQ2PS        704(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 44(BX), Z17, Z11
-	VCVTDQ2PS        768(DX), Z17
+	VCVTDQ2PS        768(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 48(BX), Z17, Z12
-	VCVTDQ2PS        832(DX), Z17
+	VCVTDQ2PS        832(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 52(BX), Z17, Z13
-	VCVTDQ2PS        896(DX), Z17
+	VCVTDQ2PS        896(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 56(BX), Z17, Z14
-	VCVTDQ2PS        960(DX), Z17
+	VCVTDQ2PS        960(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 60(BX), Z17, Z15
-	VMOVUPS          64(R10), Z16
-	VCVTDQ2PS        1024(DX), Z17
+	VMOVUPS          64(R9), Z16
+	VCVTDQ2PS        1024(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 64(BX), Z17, Z0
-	VCVTDQ2PS        1088(DX), Z17
+	VCVTDQ2PS        1088(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 68(BX), Z17, Z1
-	VCVTDQ2PS        1152(DX), Z17
+	VCVTDQ2PS        1152(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 72(BX), Z17, Z2
-	VCVTDQ2PS        1216(DX), Z17
+	VCVTDQ2PS        1216(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 76(BX), Z17, Z3
-	VCVTDQ2PS        1280(DX), Z17
+	VCVTDQ2PS        1280(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 80(BX), Z17, Z4
-	VCVTDQ2PS        1344(DX), Z17
+	VCVTDQ2PS        1344(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 84(BX), Z17, Z5
-	VCVTDQ2PS        1408(DX), Z17
+	VCVTDQ2PS        1408(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 88(BX), Z17, Z6
-	VCVTDQ2PS        1472(DX), Z17
+	VCVTDQ2PS        1472(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 92(BX), Z17, Z7
-	VCVTDQ2PS        1536(DX), Z17
+	VCVTDQ2PS        1536(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 96(BX), Z17, Z8
-	VCVTDQ2PS        1600(DX), Z17
+	VCVTDQ2PS        1600(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 100(BX), Z17, Z9
-	VCVTDQ2PS        1664(DX), Z17
+	VCVTDQ2PS        1664(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 104(BX), Z17, Z10
-	VCVTDQ2PS        1728(DX), Z17
+	VCVTDQ2PS        1728(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 108(BX), Z17, Z11
-	VCVTDQ2PS        1792(DX), Z17
+	VCVTDQ2PS        1792(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 112(BX), Z17, Z12
-	VCVTDQ2PS        1856(DX), Z17
+	VCVTDQ2PS        1856(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 116(BX), Z17, Z13
-	VCVTDQ2PS        1920(DX), Z17
+	VCVTDQ2PS        1920(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 120(BX), Z17, Z14
-	VCVTDQ2PS        1984(DX), Z17
+	VCVTDQ2PS        1984(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 124(BX), Z17, Z15
-	ADDQ             $0x00000400, SI
-	ADDQ             $0x00000400, DI
 	ADDQ             $0x00000080, BX
 	ADDQ             $0x00000080, R8
-	ADDQ             $0x00000080, R10
-	SUBQ             $0x02, R11
+	ADDQ             $0x00000080, R9
+	SUBQ             $0x02, R12
 	JG               step
 	MOVQ             stride+8(FP), DI
-	MOVQ             R12, R10
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z2, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z3, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z4, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z5, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z6, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z7, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z8, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z9, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z10, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z11, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z12, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z13, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z14, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z15, (R10)
-	LEAQ             (R10)(DI*4), R10
+	MOVQ             R13, R9
+	VMOVUPS          Z0, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z1, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z2, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z3, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z4, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z5, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z6, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z7, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z8, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z9, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z10, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z11, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z12, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z13, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z14, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z15, (R9)
+	LEAQ             (R9)(DI*4), R9
 	MOVQ             stride+8(FP), DI
 	SHLQ             $0x06, DI
-	ADDQ             DI, R12
-	DECQ             R9
+	ADDQ             DI, R13
+	MOVQ             skip+64(FP), DI
+	SHLQ             $0x06, DI
+	ADDQ             DI, BX
+	LEAQ             (R8)(DI*1), R8
+	LEAQ             (SI)(DI*8), SI
+	DECQ             R11
 	JNZ              tile
 	BYTE             $0xc4
 	BYTE             $0xe2
@@ -59852,9 +59939,9 @@ DATA tileDot1Shape<>+62(SB)/1, $0x00
 DATA tileDot1Shape<>+63(SB)/1, $0x00
 GLOBL tileDot1Shape<>(SB), RODATA|NOPTR, $64
 
-// func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+// func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 // Requires: AVX, AVX512F
-TEXT ·tileDot1Offset(SB), NOSPLIT, $0-80
+TEXT ·tileDot1Offset(SB), NOSPLIT, $0-88
 	LEAQ tileDot1OffsetShape<>+0(SB), CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -59864,52 +59951,136 @@ TEXT ·tileDot1Offset(SB), NOSPLIT, $0-80
 	MOVQ $+64, CX
 	MOVQ $+32, AX
 	MOVQ q+32(FP), SI
-	MOVQ scratch+72(FP), DX
+	MOVQ scratch+80(FP), DX
 	MOVQ d+40(FP), BX
 	MOVQ s+48(FP), R8
-	MOVQ tiles+64(FP), R9
-	MOVQ dst+0(FP), R12
+	MOVQ tiles+72(FP), R11
+	MOVQ dst+0(FP), R13
 
 tile:
 	MOVQ    bytes+16(FP), DI
-	MOVQ    scales+24(FP), R10
-	MOVQ    units+56(FP), R11
-	MOVQ    stride+8(FP), R13
-	MOVQ    R12, R14
+	MOVQ    scales+24(FP), R9
+	MOVQ    units+56(FP), R12
+	MOVQ    stride+8(FP), R10
+	MOVQ    R13, R14
 	VMOVUPS (R14), Z0
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z1
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z2
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z3
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z4
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z5
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z6
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z7
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z8
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z9
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z10
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z11
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z12
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z13
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z14
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z15
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc0
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x94
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xa4
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x5b
+	BYTE    $0x5e
+	BYTE    $0xc2
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x84
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc8
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x9c
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x02
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xac
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x02
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x53
+	BYTE    $0x5e
+	BYTE    $0xcb
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x8c
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x04
+	BYTE    $0x00
+	BYTE    $0x00
 
 step:
+	MOVQ             DX, R10
+	XORQ             $0x00000800, DX
+	ADDQ             $0x00000400, SI
+	ADDQ             $0x00000400, DI
 	BYTE             $0xc4
 	BYTE             $0xe2
 	BYTE             $0x7b
@@ -59990,183 +60161,186 @@ step:
 	BYTE             $0x04
 	BYTE             $0x00
 	BYTE             $0x00
-	VMOVUPS          (R10), Z16
-	VMOVUPS          64(R10), Z17
-	VCVTDQ2PS        (DX), Z18
+	VMOVUPS          (R9), Z16
+	VMOVUPS          64(R9), Z17
+	VCVTDQ2PS        (R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST (BX), Z18, Z0
 	VFMADD231PS.BCST (R8), Z17, Z0
-	VCVTDQ2PS        64(DX), Z18
+	VCVTDQ2PS        64(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 4(BX), Z18, Z1
 	VFMADD231PS.BCST 4(R8), Z17, Z1
-	VCVTDQ2PS        128(DX), Z18
+	VCVTDQ2PS        128(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 8(BX), Z18, Z2
 	VFMADD231PS.BCST 8(R8), Z17, Z2
-	VCVTDQ2PS        192(DX), Z18
+	VCVTDQ2PS        192(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 12(BX), Z18, Z3
 	VFMADD231PS.BCST 12(R8), Z17, Z3
-	VCVTDQ2PS        256(DX), Z18
+	VCVTDQ2PS        256(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 16(BX), Z18, Z4
 	VFMADD231PS.BCST 16(R8), Z17, Z4
-	VCVTDQ2PS        320(DX), Z18
+	VCVTDQ2PS        320(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 20(BX), Z18, Z5
 	VFMADD231PS.BCST 20(R8), Z17, Z5
-	VCVTDQ2PS        384(DX), Z18
+	VCVTDQ2PS        384(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 24(BX), Z18, Z6
 	VFMADD231PS.BCST 24(R8), Z17, Z6
-	VCVTDQ2PS        448(DX), Z18
+	VCVTDQ2PS        448(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 28(BX), Z18, Z7
 	VFMADD231PS.BCST 28(R8), Z17, Z7
-	VCVTDQ2PS        512(DX), Z18
+	VCVTDQ2PS        512(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 32(BX), Z18, Z8
 	VFMADD231PS.BCST 32(R8), Z17, Z8
-	VCVTDQ2PS        576(DX), Z18
+	VCVTDQ2PS        576(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 36(BX), Z18, Z9
 	VFMADD231PS.BCST 36(R8), Z17, Z9
-	VCVTDQ2PS        640(DX), Z18
+	VCVTDQ2PS        640(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 40(BX), Z18, Z10
 	VFMADD231PS.BCST 40(R8), Z17, Z10
-	VCVTDQ2PS        704(DX), Z18
+	VCVTDQ2PS        704(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 44(BX), Z18, Z11
 	VFMADD231PS.BCST 44(R8), Z17, Z11
-	VCVTDQ2PS        768(DX), Z18
+	VCVTDQ2PS        768(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 48(BX), Z18, Z12
 	VFMADD231PS.BCST 48(R8), Z17, Z12
-	VCVTDQ2PS        832(DX), Z18
+	VCVTDQ2PS        832(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 52(BX), Z18, Z13
 	VFMADD231PS.BCST 52(R8), Z17, Z13
-	VCVTDQ2PS        896(DX), Z18
+	VCVTDQ2PS        896(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 56(BX), Z18, Z14
 	VFMADD231PS.BCST 56(R8), Z17, Z14
-	VCVTDQ2PS        960(DX), Z18
+	VCVTDQ2PS        960(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 60(BX), Z18, Z15
 	VFMADD231PS.BCST 60(R8), Z17, Z15
-	VMOVUPS          128(R10), Z16
-	VMOVUPS          192(R10), Z17
-	VCVTDQ2PS        1024(DX), Z18
+	VMOVUPS          128(R9), Z16
+	VMOVUPS          192(R9), Z17
+	VCVTDQ2PS        1024(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 64(BX), Z18, Z0
 	VFMADD231PS.BCST 64(R8), Z17, Z0
-	VCVTDQ2PS        1088(DX), Z18
+	VCVTDQ2PS        1088(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 68(BX), Z18, Z1
 	VFMADD231PS.BCST 68(R8), Z17, Z1
-	VCVTDQ2PS        1152(DX), Z18
+	VCVTDQ2PS        1152(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 72(BX), Z18, Z2
 	VFMADD231PS.BCST 72(R8), Z17, Z2
-	VCVTDQ2PS        1216(DX), Z18
+	VCVTDQ2PS        1216(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 76(BX), Z18, Z3
 	VFMADD231PS.BCST 76(R8), Z17, Z3
-	VCVTDQ2PS        1280(DX), Z18
+	VCVTDQ2PS        1280(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 80(BX), Z18, Z4
 	VFMADD231PS.BCST 80(R8), Z17, Z4
-	VCVTDQ2PS        1344(DX), Z18
+	VCVTDQ2PS        1344(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 84(BX), Z18, Z5
 	VFMADD231PS.BCST 84(R8), Z17, Z5
-	VCVTDQ2PS        1408(DX), Z18
+	VCVTDQ2PS        1408(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 88(BX), Z18, Z6
 	VFMADD231PS.BCST 88(R8), Z17, Z6
-	VCVTDQ2PS        1472(DX), Z18
+	VCVTDQ2PS        1472(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 92(BX), Z18, Z7
 	VFMADD231PS.BCST 92(R8), Z17, Z7
-	VCVTDQ2PS        1536(DX), Z18
+	VCVTDQ2PS        1536(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 96(BX), Z18, Z8
 	VFMADD231PS.BCST 96(R8), Z17, Z8
-	VCVTDQ2PS        1600(DX), Z18
+	VCVTDQ2PS        1600(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 100(BX), Z18, Z9
 	VFMADD231PS.BCST 100(R8), Z17, Z9
-	VCVTDQ2PS        1664(DX), Z18
+	VCVTDQ2PS        1664(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 104(BX), Z18, Z10
 	VFMADD231PS.BCST 104(R8), Z17, Z10
-	VCVTDQ2PS        1728(DX), Z18
+	VCVTDQ2PS        1728(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 108(BX), Z18, Z11
 	VFMADD231PS.BCST 108(R8), Z17, Z11
-	VCVTDQ2PS        1792(DX), Z18
+	VCVTDQ2PS        1792(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 112(BX), Z18, Z12
 	VFMADD231PS.BCST 112(R8), Z17, Z12
-	VCVTDQ2PS        1856(DX), Z18
+	VCVTDQ2PS        1856(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 116(BX), Z18, Z13
 	VFMADD231PS.BCST 116(R8), Z17, Z13
-	VCVTDQ2PS        1920(DX), Z18
+	VCVTDQ2PS        1920(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 120(BX), Z18, Z14
 	VFMADD231PS.BCST 120(R8), Z17, Z14
-	VCVTDQ2PS        1984(DX), Z18
+	VCVTDQ2PS        1984(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 124(BX), Z18, Z15
 	VFMADD231PS.BCST 124(R8), Z17, Z15
-	ADDQ             $0x00000400, SI
-	ADDQ             $0x00000400, DI
 	ADDQ             $0x00000080, BX
 	ADDQ             $0x00000080, R8
-	ADDQ             $0x00000100, R10
-	SUBQ             $0x02, R11
+	ADDQ             $0x00000100, R9
+	SUBQ             $0x02, R12
 	JG               step
 	MOVQ             stride+8(FP), DI
-	MOVQ             R12, R10
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z2, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z3, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z4, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z5, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z6, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z7, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z8, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z9, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z10, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z11, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z12, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z13, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z14, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z15, (R10)
-	LEAQ             (R10)(DI*4), R10
+	MOVQ             R13, R9
+	VMOVUPS          Z0, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z1, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z2, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z3, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z4, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z5, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z6, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z7, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z8, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z9, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z10, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z11, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z12, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z13, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z14, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z15, (R9)
+	LEAQ             (R9)(DI*4), R9
 	MOVQ             stride+8(FP), DI
 	SHLQ             $0x06, DI
-	ADDQ             DI, R12
-	DECQ             R9
+	ADDQ             DI, R13
+	MOVQ             skip+64(FP), DI
+	SHLQ             $0x06, DI
+	ADDQ             DI, BX
+	LEAQ             (R8)(DI*1), R8
+	LEAQ             (SI)(DI*8), SI
+	DECQ             R11
 	JNZ              tile
 	BYTE             $0xc4
 	BYTE             $0xe2
@@ -60493,9 +60667,9 @@ DATA tileCols1Shape<>+62(SB)/1, $0x00
 DATA tileCols1Shape<>+63(SB)/1, $0x00
 GLOBL tileCols1Shape<>(SB), RODATA|NOPTR, $64
 
-// func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+// func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 // Requires: AVX, AVX512F
-TEXT ·tileDot2(SB), NOSPLIT, $0-80
+TEXT ·tileDot2(SB), NOSPLIT, $0-88
 	LEAQ tileDot2Shape<>+0(SB), CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -60505,52 +60679,136 @@ TEXT ·tileDot2(SB), NOSPLIT, $0-80
 	MOVQ $+64, CX
 	MOVQ $+32, AX
 	MOVQ q+32(FP), SI
-	MOVQ scratch+72(FP), DX
+	MOVQ scratch+80(FP), DX
 	MOVQ d+40(FP), BX
 	MOVQ s+48(FP), R8
-	MOVQ tiles+64(FP), R9
-	MOVQ dst+0(FP), R12
+	MOVQ tiles+72(FP), R11
+	MOVQ dst+0(FP), R13
 
 tile:
 	MOVQ    bytes+16(FP), DI
-	MOVQ    scales+24(FP), R10
-	MOVQ    units+56(FP), R11
-	MOVQ    stride+8(FP), R13
-	MOVQ    R12, R14
+	MOVQ    scales+24(FP), R9
+	MOVQ    units+56(FP), R12
+	MOVQ    stride+8(FP), R10
+	MOVQ    R13, R14
 	VMOVUPS (R14), Z0
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z1
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z2
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z3
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z4
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z5
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z6
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z7
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z8
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z9
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z10
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z11
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z12
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z13
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z14
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z15
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc0
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x94
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xa4
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x5b
+	BYTE    $0x5e
+	BYTE    $0xc2
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x84
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc8
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x9c
+	BYTE    $0x06
+	BYTE    $0x10
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xac
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x01
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x53
+	BYTE    $0x5e
+	BYTE    $0xcb
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x8c
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x04
+	BYTE    $0x00
+	BYTE    $0x00
 
 step:
+	MOVQ             DX, R10
+	XORQ             $0x00000800, DX
+	ADDQ             $0x00000200, SI
+	ADDQ             $0x00000200, DI
 	BYTE             $0xc4
 	BYTE             $0xe2
 	BYTE             $0x7b
@@ -60631,149 +60889,152 @@ step:
 	BYTE             $0x04
 	BYTE             $0x00
 	BYTE             $0x00
-	VMOVUPS          (R10), Z16
-	VCVTDQ2PS        (DX), Z17
+	VMOVUPS          (R9), Z16
+	VCVTDQ2PS        (R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST (BX), Z17, Z0
-	VCVTDQ2PS        64(DX), Z17
+	VCVTDQ2PS        64(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 4(BX), Z17, Z1
-	VCVTDQ2PS        128(DX), Z17
+	VCVTDQ2PS        128(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 8(BX), Z17, Z2
-	VCVTDQ2PS        192(DX), Z17
+	VCVTDQ2PS        192(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 12(BX), Z17, Z3
-	VCVTDQ2PS        256(DX), Z17
+	VCVTDQ2PS        256(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 16(BX), Z17, Z4
-	VCVTDQ2PS        320(DX), Z17
+	VCVTDQ2PS        320(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 20(BX), Z17, Z5
-	VCVTDQ2PS        384(DX), Z17
+	VCVTDQ2PS        384(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 24(BX), Z17, Z6
-	VCVTDQ2PS        448(DX), Z17
+	VCVTDQ2PS        448(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 28(BX), Z17, Z7
-	VCVTDQ2PS        512(DX), Z17
+	VCVTDQ2PS        512(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 32(BX), Z17, Z8
-	VCVTDQ2PS        576(DX), Z17
+	VCVTDQ2PS        576(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 36(BX), Z17, Z9
-	VCVTDQ2PS        640(DX), Z17
+	VCVTDQ2PS        640(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 40(BX), Z17, Z10
-	VCVTDQ2PS        704(DX), Z17
+	VCVTDQ2PS        704(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 44(BX), Z17, Z11
-	VCVTDQ2PS        768(DX), Z17
+	VCVTDQ2PS        768(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 48(BX), Z17, Z12
-	VCVTDQ2PS        832(DX), Z17
+	VCVTDQ2PS        832(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 52(BX), Z17, Z13
-	VCVTDQ2PS        896(DX), Z17
+	VCVTDQ2PS        896(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 56(BX), Z17, Z14
-	VCVTDQ2PS        960(DX), Z17
+	VCVTDQ2PS        960(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 60(BX), Z17, Z15
-	VMOVUPS          64(R10), Z16
-	VCVTDQ2PS        1024(DX), Z17
+	VMOVUPS          64(R9), Z16
+	VCVTDQ2PS        1024(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST (BX), Z17, Z0
-	VCVTDQ2PS        1088(DX), Z17
+	VCVTDQ2PS        1088(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 4(BX), Z17, Z1
-	VCVTDQ2PS        1152(DX), Z17
+	VCVTDQ2PS        1152(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 8(BX), Z17, Z2
-	VCVTDQ2PS        1216(DX), Z17
+	VCVTDQ2PS        1216(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 12(BX), Z17, Z3
-	VCVTDQ2PS        1280(DX), Z17
+	VCVTDQ2PS        1280(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 16(BX), Z17, Z4
-	VCVTDQ2PS        1344(DX), Z17
+	VCVTDQ2PS        1344(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 20(BX), Z17, Z5
-	VCVTDQ2PS        1408(DX), Z17
+	VCVTDQ2PS        1408(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 24(BX), Z17, Z6
-	VCVTDQ2PS        1472(DX), Z17
+	VCVTDQ2PS        1472(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 28(BX), Z17, Z7
-	VCVTDQ2PS        1536(DX), Z17
+	VCVTDQ2PS        1536(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 32(BX), Z17, Z8
-	VCVTDQ2PS        1600(DX), Z17
+	VCVTDQ2PS        1600(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 36(BX), Z17, Z9
-	VCVTDQ2PS        1664(DX), Z17
+	VCVTDQ2PS        1664(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 40(BX), Z17, Z10
-	VCVTDQ2PS        1728(DX), Z17
+	VCVTDQ2PS        1728(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 44(BX), Z17, Z11
-	VCVTDQ2PS        1792(DX), Z17
+	VCVTDQ2PS        1792(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 48(BX), Z17, Z12
-	VCVTDQ2PS        1856(DX), Z17
+	VCVTDQ2PS        1856(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 52(BX), Z17, Z13
-	VCVTDQ2PS        1920(DX), Z17
+	VCVTDQ2PS        1920(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 56(BX), Z17, Z14
-	VCVTDQ2PS        1984(DX), Z17
+	VCVTDQ2PS        1984(R10), Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 60(BX), Z17, Z15
-	ADDQ             $0x00000200, SI
-	ADDQ             $0x00000200, DI
 	ADDQ             $0x00000040, BX
 	ADDQ             $0x00000080, R8
-	ADDQ             $0x00000080, R10
-	SUBQ             $0x01, R11
+	ADDQ             $0x00000080, R9
+	SUBQ             $0x01, R12
 	JG               step
 	MOVQ             stride+8(FP), DI
-	MOVQ             R12, R10
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z2, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z3, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z4, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z5, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z6, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z7, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z8, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z9, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z10, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z11, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z12, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z13, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z14, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z15, (R10)
-	LEAQ             (R10)(DI*4), R10
+	MOVQ             R13, R9
+	VMOVUPS          Z0, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z1, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z2, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z3, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z4, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z5, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z6, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z7, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z8, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z9, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z10, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z11, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z12, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z13, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z14, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z15, (R9)
+	LEAQ             (R9)(DI*4), R9
 	MOVQ             stride+8(FP), DI
 	SHLQ             $0x06, DI
-	ADDQ             DI, R12
-	DECQ             R9
+	ADDQ             DI, R13
+	MOVQ             skip+64(FP), DI
+	SHLQ             $0x06, DI
+	ADDQ             DI, BX
+	LEAQ             (R8)(DI*2), R8
+	LEAQ             (SI)(DI*8), SI
+	DECQ             R11
 	JNZ              tile
 	BYTE             $0xc4
 	BYTE             $0xe2
@@ -60849,9 +61110,9 @@ DATA tileDot2Shape<>+62(SB)/1, $0x00
 DATA tileDot2Shape<>+63(SB)/1, $0x00
 GLOBL tileDot2Shape<>(SB), RODATA|NOPTR, $64
 
-// func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, tiles int, scratch *byte)
+// func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
 // Requires: AVX, AVX512F
-TEXT ·tileDot2Offset(SB), NOSPLIT, $0-80
+TEXT ·tileDot2Offset(SB), NOSPLIT, $0-88
 	LEAQ tileDot2OffsetShape<>+0(SB), CX
 	BYTE $0xc4
 	BYTE $0xe2
@@ -60861,52 +61122,136 @@ TEXT ·tileDot2Offset(SB), NOSPLIT, $0-80
 	MOVQ $+64, CX
 	MOVQ $+32, AX
 	MOVQ q+32(FP), SI
-	MOVQ scratch+72(FP), DX
+	MOVQ scratch+80(FP), DX
 	MOVQ d+40(FP), BX
 	MOVQ s+48(FP), R8
-	MOVQ tiles+64(FP), R9
-	MOVQ dst+0(FP), R12
+	MOVQ tiles+72(FP), R11
+	MOVQ dst+0(FP), R13
 
 tile:
 	MOVQ    bytes+16(FP), DI
-	MOVQ    scales+24(FP), R10
-	MOVQ    units+56(FP), R11
-	MOVQ    stride+8(FP), R13
-	MOVQ    R12, R14
+	MOVQ    scales+24(FP), R9
+	MOVQ    units+56(FP), R12
+	MOVQ    stride+8(FP), R10
+	MOVQ    R13, R14
 	VMOVUPS (R14), Z0
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z1
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z2
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z3
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z4
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z5
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z6
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z7
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z8
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z9
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z10
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z11
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z12
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z13
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z14
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
 	VMOVUPS (R14), Z15
-	LEAQ    (R14)(R13*4), R14
+	LEAQ    (R14)(R10*4), R14
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc0
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x94
+	BYTE    $0x06
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xa4
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x5b
+	BYTE    $0x5e
+	BYTE    $0xc2
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x84
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x49
+	BYTE    $0xc8
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0x9c
+	BYTE    $0x06
+	BYTE    $0x10
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7b
+	BYTE    $0x4b
+	BYTE    $0xac
+	BYTE    $0x0f
+	BYTE    $0x00
+	BYTE    $0x01
+	BYTE    $0x00
+	BYTE    $0x00
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x53
+	BYTE    $0x5e
+	BYTE    $0xcb
+	BYTE    $0xc4
+	BYTE    $0xe2
+	BYTE    $0x7a
+	BYTE    $0x4b
+	BYTE    $0x8c
+	BYTE    $0x0a
+	BYTE    $0x00
+	BYTE    $0x04
+	BYTE    $0x00
+	BYTE    $0x00
 
 step:
+	MOVQ             DX, R10
+	XORQ             $0x00000800, DX
+	ADDQ             $0x00000200, SI
+	ADDQ             $0x00000200, DI
 	BYTE             $0xc4
 	BYTE             $0xe2
 	BYTE             $0x7b
@@ -60987,183 +61332,186 @@ step:
 	BYTE             $0x04
 	BYTE             $0x00
 	BYTE             $0x00
-	VMOVUPS          (R10), Z16
-	VMOVUPS          128(R10), Z17
-	VCVTDQ2PS        (DX), Z18
+	VMOVUPS          (R9), Z16
+	VMOVUPS          128(R9), Z17
+	VCVTDQ2PS        (R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST (BX), Z18, Z0
 	VFMADD231PS.BCST (R8), Z17, Z0
-	VCVTDQ2PS        64(DX), Z18
+	VCVTDQ2PS        64(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 4(BX), Z18, Z1
 	VFMADD231PS.BCST 8(R8), Z17, Z1
-	VCVTDQ2PS        128(DX), Z18
+	VCVTDQ2PS        128(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 8(BX), Z18, Z2
 	VFMADD231PS.BCST 16(R8), Z17, Z2
-	VCVTDQ2PS        192(DX), Z18
+	VCVTDQ2PS        192(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 12(BX), Z18, Z3
 	VFMADD231PS.BCST 24(R8), Z17, Z3
-	VCVTDQ2PS        256(DX), Z18
+	VCVTDQ2PS        256(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 16(BX), Z18, Z4
 	VFMADD231PS.BCST 32(R8), Z17, Z4
-	VCVTDQ2PS        320(DX), Z18
+	VCVTDQ2PS        320(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 20(BX), Z18, Z5
 	VFMADD231PS.BCST 40(R8), Z17, Z5
-	VCVTDQ2PS        384(DX), Z18
+	VCVTDQ2PS        384(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 24(BX), Z18, Z6
 	VFMADD231PS.BCST 48(R8), Z17, Z6
-	VCVTDQ2PS        448(DX), Z18
+	VCVTDQ2PS        448(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 28(BX), Z18, Z7
 	VFMADD231PS.BCST 56(R8), Z17, Z7
-	VCVTDQ2PS        512(DX), Z18
+	VCVTDQ2PS        512(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 32(BX), Z18, Z8
 	VFMADD231PS.BCST 64(R8), Z17, Z8
-	VCVTDQ2PS        576(DX), Z18
+	VCVTDQ2PS        576(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 36(BX), Z18, Z9
 	VFMADD231PS.BCST 72(R8), Z17, Z9
-	VCVTDQ2PS        640(DX), Z18
+	VCVTDQ2PS        640(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 40(BX), Z18, Z10
 	VFMADD231PS.BCST 80(R8), Z17, Z10
-	VCVTDQ2PS        704(DX), Z18
+	VCVTDQ2PS        704(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 44(BX), Z18, Z11
 	VFMADD231PS.BCST 88(R8), Z17, Z11
-	VCVTDQ2PS        768(DX), Z18
+	VCVTDQ2PS        768(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 48(BX), Z18, Z12
 	VFMADD231PS.BCST 96(R8), Z17, Z12
-	VCVTDQ2PS        832(DX), Z18
+	VCVTDQ2PS        832(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 52(BX), Z18, Z13
 	VFMADD231PS.BCST 104(R8), Z17, Z13
-	VCVTDQ2PS        896(DX), Z18
+	VCVTDQ2PS        896(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 56(BX), Z18, Z14
 	VFMADD231PS.BCST 112(R8), Z17, Z14
-	VCVTDQ2PS        960(DX), Z18
+	VCVTDQ2PS        960(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 60(BX), Z18, Z15
 	VFMADD231PS.BCST 120(R8), Z17, Z15
-	VMOVUPS          64(R10), Z16
-	VMOVUPS          192(R10), Z17
-	VCVTDQ2PS        1024(DX), Z18
+	VMOVUPS          64(R9), Z16
+	VMOVUPS          192(R9), Z17
+	VCVTDQ2PS        1024(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST (BX), Z18, Z0
 	VFMADD231PS.BCST 4(R8), Z17, Z0
-	VCVTDQ2PS        1088(DX), Z18
+	VCVTDQ2PS        1088(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 4(BX), Z18, Z1
 	VFMADD231PS.BCST 12(R8), Z17, Z1
-	VCVTDQ2PS        1152(DX), Z18
+	VCVTDQ2PS        1152(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 8(BX), Z18, Z2
 	VFMADD231PS.BCST 20(R8), Z17, Z2
-	VCVTDQ2PS        1216(DX), Z18
+	VCVTDQ2PS        1216(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 12(BX), Z18, Z3
 	VFMADD231PS.BCST 28(R8), Z17, Z3
-	VCVTDQ2PS        1280(DX), Z18
+	VCVTDQ2PS        1280(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 16(BX), Z18, Z4
 	VFMADD231PS.BCST 36(R8), Z17, Z4
-	VCVTDQ2PS        1344(DX), Z18
+	VCVTDQ2PS        1344(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 20(BX), Z18, Z5
 	VFMADD231PS.BCST 44(R8), Z17, Z5
-	VCVTDQ2PS        1408(DX), Z18
+	VCVTDQ2PS        1408(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 24(BX), Z18, Z6
 	VFMADD231PS.BCST 52(R8), Z17, Z6
-	VCVTDQ2PS        1472(DX), Z18
+	VCVTDQ2PS        1472(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 28(BX), Z18, Z7
 	VFMADD231PS.BCST 60(R8), Z17, Z7
-	VCVTDQ2PS        1536(DX), Z18
+	VCVTDQ2PS        1536(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 32(BX), Z18, Z8
 	VFMADD231PS.BCST 68(R8), Z17, Z8
-	VCVTDQ2PS        1600(DX), Z18
+	VCVTDQ2PS        1600(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 36(BX), Z18, Z9
 	VFMADD231PS.BCST 76(R8), Z17, Z9
-	VCVTDQ2PS        1664(DX), Z18
+	VCVTDQ2PS        1664(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 40(BX), Z18, Z10
 	VFMADD231PS.BCST 84(R8), Z17, Z10
-	VCVTDQ2PS        1728(DX), Z18
+	VCVTDQ2PS        1728(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 44(BX), Z18, Z11
 	VFMADD231PS.BCST 92(R8), Z17, Z11
-	VCVTDQ2PS        1792(DX), Z18
+	VCVTDQ2PS        1792(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 48(BX), Z18, Z12
 	VFMADD231PS.BCST 100(R8), Z17, Z12
-	VCVTDQ2PS        1856(DX), Z18
+	VCVTDQ2PS        1856(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 52(BX), Z18, Z13
 	VFMADD231PS.BCST 108(R8), Z17, Z13
-	VCVTDQ2PS        1920(DX), Z18
+	VCVTDQ2PS        1920(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 56(BX), Z18, Z14
 	VFMADD231PS.BCST 116(R8), Z17, Z14
-	VCVTDQ2PS        1984(DX), Z18
+	VCVTDQ2PS        1984(R10), Z18
 	VMULPS           Z16, Z18, Z18
 	VFMADD231PS.BCST 60(BX), Z18, Z15
 	VFMADD231PS.BCST 124(R8), Z17, Z15
-	ADDQ             $0x00000200, SI
-	ADDQ             $0x00000200, DI
 	ADDQ             $0x00000040, BX
 	ADDQ             $0x00000080, R8
-	ADDQ             $0x00000100, R10
-	SUBQ             $0x01, R11
+	ADDQ             $0x00000100, R9
+	SUBQ             $0x01, R12
 	JG               step
 	MOVQ             stride+8(FP), DI
-	MOVQ             R12, R10
-	VMOVUPS          Z0, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z1, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z2, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z3, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z4, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z5, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z6, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z7, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z8, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z9, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z10, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z11, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z12, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z13, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z14, (R10)
-	LEAQ             (R10)(DI*4), R10
-	VMOVUPS          Z15, (R10)
-	LEAQ             (R10)(DI*4), R10
+	MOVQ             R13, R9
+	VMOVUPS          Z0, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z1, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z2, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z3, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z4, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z5, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z6, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z7, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z8, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z9, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z10, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z11, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z12, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z13, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z14, (R9)
+	LEAQ             (R9)(DI*4), R9
+	VMOVUPS          Z15, (R9)
+	LEAQ             (R9)(DI*4), R9
 	MOVQ             stride+8(FP), DI
 	SHLQ             $0x06, DI
-	ADDQ             DI, R12
-	DECQ             R9
+	ADDQ             DI, R13
+	MOVQ             skip+64(FP), DI
+	SHLQ             $0x06, DI
+	ADDQ             DI, BX
+	LEAQ             (R8)(DI*2), R8
+	LEAQ             (SI)(DI*8), SI
+	DECQ             R11
 	JNZ              tile
 	BYTE             $0xc4
 	BYTE             $0xe2

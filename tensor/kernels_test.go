@@ -91,7 +91,7 @@ func TestKernelsComputeWhatTheReferenceDoes(t *testing.T) {
 			want := product(Scalar, 1, m, x, tokens)
 			for _, isa := range isas() {
 				got := product(isa, 2, m, x, tokens)
-				near(t, typ.String()+" "+isa.String(), got, want, m, x)
+				nearly(t, typ.String()+" "+isa.String(), got, want, m, x)
 				if t.Failed() {
 					return
 				}
@@ -100,8 +100,8 @@ func TestKernelsComputeWhatTheReferenceDoes(t *testing.T) {
 	}
 }
 
-// near compares by the size of what was summed up: rounding errors are proportional to that.
-func near(t *testing.T, name string, got, want []float32, m Matrix, x []float32) {
+// nearly compares by the size of what was summed up: rounding errors are proportional to that.
+func nearly(t *testing.T, name string, got, want []float32, m Matrix, x []float32) {
 	t.Helper()
 	row := make([]float32, m.Cols)
 	stride := m.Rows + 3
@@ -156,7 +156,7 @@ func TestColumnsOfAMatrixMakeTheWholeProduct(t *testing.T) {
 		var in Input
 		in.Set(x, tokens, cols)
 		p.MatMul(&in, Product{W: m, Dst: want, Stride: rows + 3})
-		near(t, typ.String(), got, want, m, x)
+		nearly(t, typ.String(), got, want, m, x)
 		p.Close()
 	}
 }

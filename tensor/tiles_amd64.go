@@ -10,19 +10,19 @@ const tileTokens = 16
 
 // A tileScratch is the memory that a thread needs for AMX.
 type tileScratch struct {
-	results []byte // 3 KB on a cache line
+	results []byte // a page
 	weights []byte // 16 rows taken apart, on a cache line
 	scales  []float32
 	part    []float32 // results of rows that are not all there
 }
 
-// aligned returns n bytes that start on a cache line, made of b if it is large enough.
-func aligned(b []byte, n int) []byte {
+// aligned returns n bytes that start on a multiple of to, made of b if it is large enough.
+func aligned(b []byte, n int, to uintptr) []byte {
 	if cap(b) >= n {
 		return b[:n]
 	}
-	b = make([]byte, n+64)
-	return b[-uintptr(unsafe.Pointer(&b[0]))&63:][:n]
+	b = make([]byte, n+int(to))
+	return b[-uintptr(unsafe.Pointer(&b[0]))&(to-1):][:n]
 }
 
 // halve makes the split form, once, if there are enough tokens.
@@ -48,64 +48,86 @@ func (p *Pool) multiplyTiles(d *Product, in *Input, lo, hi int) int {
 	}
 	s, _ := p.scratch.Get().(*tileScratch)
 	if s == nil {
-		s = &tileScratch{results: aligned(nil, 3<<10)}
+		s = &tileScratch{results: aligned(nil, 4<<10, 4<<10)}
 	}
 	defer p.scratch.Put(s)
-	for g := lo; g < hi; g++ {
-		dst, stride, rows := d.Dst[g*Lanes:], d.Stride, min(d.W.Rows-g*Lanes, Lanes)
-		if rows < Lanes {
-			s.part = grow(s.part, tiles*tileTokens*Lanes)
-			clear(s.part)
-			dst, stride = s.part, Lanes
-		}
-		if d.W.Type.Quantised() {
-			s.dot(dst, stride, d.W, g, in, tiles)
-		} else {
-			s.cols(dst, stride, d.W, g, in, tiles)
-		}
-		if rows < Lanes {
-			for t := range tiles * tileTokens {
-				Add(d.Dst[t*d.Stride+g*Lanes:][:rows], s.part[t*Lanes:][:rows])
-			}
+	// As many tiles at once as half of the second cache holds.
+	some := max(1, 1<<20/(in.cols*tileTokens))
+	for first := 0; first < tiles; first += some {
+		n := min(some, tiles-first)
+		for g := lo; g < hi; g++ {
+			s.multiply(d, in, g, first, n)
 		}
 	}
 	return tiles * tileTokens
 }
 
-func (s *tileScratch) dot(dst []float32, stride int, w Matrix, g int, in *Input, tiles int) {
-	f := formats[w.Type]
-	units, kind := w.Cols/columns, f.sums
-	each := kind.parts
-	if kind.bias == 0 {
-		each *= 2
+// multiply computes a group of rows for some tiles.
+func (s *tileScratch) multiply(d *Product, in *Input, g, first, tiles int) {
+	dst, stride, rows := d.Dst[first*tileTokens*d.Stride+g*Lanes:], d.Stride, min(d.W.Rows-g*Lanes, Lanes)
+	to := dst
+	if rows < Lanes {
+		s.part = grow(s.part, tiles*tileTokens*Lanes)
+		clear(s.part)
+		to, stride = s.part, Lanes
 	}
-	s.weights, s.scales = aligned(s.weights, units*columns*Lanes), grow(s.scales, units*each*Lanes)
-	bytes := (*int8)(unsafe.Pointer(&s.weights[0]))
-	unpackers[w.Type](bytes, &s.scales[0], &w.group(g)[0], w.Cols/f.len)
+	if d.W.Type.Quantised() {
+		s.dot(to, stride, d.W, g, in, first, tiles)
+	} else {
+		s.cols(to, stride, d.W, g, in, first, tiles)
+	}
+	if rows < Lanes {
+		for t := range tiles * tileTokens {
+			Add(dst[t*d.Stride:][:rows], s.part[t*Lanes:][:rows])
+		}
+	}
+}
+
+// near is how many units of 32 columns are multiplied with all tokens before the next: weights taken apart stay in the
+// nearest cache.
+const near = 32
+
+// dot multiplies a group of quantised rows with some tiles, of which first is the first.
+func (s *tileScratch) dot(dst []float32, stride int, w Matrix, g int, in *Input, first, tiles int) {
+	f := formats[w.Type]
+	kind := f.sums
+	each := kind.parts
 	kernel := tileDot1
 	switch {
 	case kind.parts == 2 && kind.bias == 0:
-		kernel = tileDot2Offset
+		kernel, each = tileDot2Offset, 4
 	case kind.parts == 2:
 		kernel = tileDot2
 	case kind.bias == 0:
-		kernel = tileDot1Offset
+		kernel, each = tileDot1Offset, 2
 	}
-	kernel(&dst[0], stride, bytes, &s.scales[0], &in.q[0], &in.d[0], &in.sums[kind][0], units, tiles, &s.results[0])
+	s.weights, s.scales = aligned(s.weights, near*columns*Lanes+1024, 64), grow(s.scales, near*each*Lanes)
+	bytes := (*int8)(unsafe.Pointer(&s.weights[0]))
+	units := w.Cols / columns
+	for u := 0; u < units; u += near {
+		n := min(near, units-u)
+		at := u * columns / f.len * f.bytes * Lanes
+		unpackers[w.Type](bytes, &s.scales[0], &w.group(g)[at], n*columns/f.len)
+		from := (first*units + u) * tileTokens
+		kernel(&dst[0], stride, bytes, &s.scales[0], &in.q[from*columns], &in.d[from], &in.sums[kind][from*kind.parts],
+			n, units-n, tiles, &s.results[0])
+	}
 }
 
-func (s *tileScratch) cols(dst []float32, stride int, w Matrix, g int, in *Input, tiles int) {
+// cols is dot for rows that are not quantised.
+func (s *tileScratch) cols(dst []float32, stride int, w Matrix, g int, in *Input, first, tiles int) {
 	units, group := w.Cols/columns, &w.group(g)[0]
+	x := &in.split[first*units*2*tileTokens*columns]
 	if w.Type == BF16 { // as tiles want them
-		tileCols1(&dst[0], stride, group, &in.split[0], units, tiles, &s.results[0])
+		tileCols1(&dst[0], stride, group, x, units, tiles, &s.results[0])
 		return
 	}
-	s.weights = aligned(s.weights, units*2*columns*Lanes*2)
+	s.weights = aligned(s.weights, units*2*columns*Lanes*2, 64)
 	halves := (*uint16)(unsafe.Pointer(&s.weights[0]))
 	if w.Type == F16 {
 		splitF16(halves, group, units)
 	} else {
 		splitF32(halves, group, units)
 	}
-	tileCols2(&dst[0], stride, &s.weights[0], &in.split[0], units, tiles, &s.results[0])
+	tileCols2(&dst[0], stride, &s.weights[0], x, units, tiles, &s.results[0])
 }

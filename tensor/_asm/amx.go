@@ -118,93 +118,125 @@ func unpack(f format) string {
 	return name
 }
 
-// tileDot writes the kernel that multiplies what unpack wrote with tiles of 16 tokens of rounded activations.
+// tileDot writes the kernel that multiplies what unpack wrote with tiles of 16 tokens of rounded activations. While the vector
+// units scale the results of one step, AMX computes the next: results go through memory, and it takes long until they are there.
 func tileDot(parts int, offset bool) {
 	name := fmt.Sprintf("tileDot%d", parts)
 	if offset {
 		name += "Offset"
 	}
-	TEXT(name, NOSPLIT, "func(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units, tiles int, scratch *byte)")
+	TEXT(name, NOSPLIT, "func(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units, skip, tiles int, scratch *byte)")
 	Pragma("noescape")
 	Doc(name+" adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.",
-		"scratch is 2048 bytes on a cache line.")
+		"Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.")
 	// A step is two products: two units, or both parts of one.
-	rows, width, from := byte(8), byte(32), 512
+	rows, width := byte(8), byte(32)
 	if parts == 2 {
-		rows, width, from = 4, 16, 256
+		rows, width = 4, 16
 	}
 	tileConfig(name+"Shape", [8]byte{16, 16, 16, 16, rows, rows}, [8]byte{64, 64, width, width, 64, 64})
 	MOVQ(I64(32), leftBy)
 	Load(Param("q"), left)
 	Load(Param("scratch"), result)
-	d, s, tiles := Load(Param("d"), GP64()), Load(Param("s"), GP64()), Load(Param("tiles"), GP64())
-	scales, n, dst := GP64(), GP64(), Load(Param("dst"), GP64())
+	k := tileKernel{parts: parts, offset: offset, d: Load(Param("d"), GP64()), s: Load(Param("s"), GP64()), scales: GP64(), ready: GP64()}
+	tiles, n, dst := Load(Param("tiles"), GP64()), GP64(), Load(Param("dst"), GP64())
+	units := 2 / parts
 	Label("tile")
 	Load(Param("bytes"), right)
-	Load(Param("scales"), scales)
+	Load(Param("scales"), k.scales)
 	Load(Param("units"), n)
-	var acc [tileTokens]VecVirtual
-	visit := func(f func(t int, m Mem)) {
-		stride, at := Load(Param("stride"), GP64()), GP64()
-		MOVQ(dst, at)
-		for t := range acc {
-			f(t, Mem{Base: at})
-			LEAQ(Mem{Base: at, Index: stride, Scale: 4}, at)
-		}
-	}
-	visit(func(t int, m Mem) { acc[t] = ZMM(); VMOVUPS(m, acc[t]) })
+	k.visit(dst, func(t int, m Mem) { k.acc[t] = ZMM(); VMOVUPS(m, k.acc[t]) })
+	k.multiply()
 	Label("step")
-	for i := range 2 {
-		c, a, b := byte(i), byte(2+i), byte(4+i)
-		apart := 512 // between the activations of both products
-		if parts == 2 {
-			apart = 16
-		}
-		tileZero(c)
-		tileLoad(a, left, leftBy, i*apart)
-		tileLoad(b, right, lineBy, i*from)
-		tileProduct(true, c, a, b)
-		tileStore(c, i*1024)
-	}
-	units := 2 / parts
-	each := parts
-	if offset {
-		each *= 2
-	}
-	for u := range units {
-		for p := range parts {
-			scale, more := ZMM(), ZMM()
-			VMOVUPS(Mem{Base: scales, Disp: (u*each + p) * 64}, scale)
-			if offset {
-				VMOVUPS(Mem{Base: scales, Disp: (u*each + parts + p) * 64}, more)
-			}
-			for t := range acc {
-				f := ZMM()
-				VCVTDQ2PS(Mem{Base: result, Disp: (u+p)*1024 + t*64}, f)
-				VMULPS(scale, f, f)
-				VFMADD231PS_BCST(Mem{Base: d, Disp: (u*tileTokens + t) * 4}, f, acc[t])
-				if offset {
-					VFMADD231PS_BCST(Mem{Base: s, Disp: ((u*tileTokens+t)*parts + p) * 4}, more, acc[t])
-				}
-			}
-		}
-	}
+	MOVQ(result, k.ready)
+	XORQ(U32(2048), result)
 	ADDQ(U32(uint32(units*512)), left)
 	ADDQ(U32(uint32(units*512)), right)
-	ADDQ(U32(uint32(units*tileTokens*4)), d)
-	ADDQ(U32(uint32(units*tileTokens*4*parts)), s)
-	ADDQ(U32(uint32(units*each*64)), scales)
+	k.multiply()
+	k.scaleUp()
+	ADDQ(U32(uint32(units*tileTokens*4)), k.d)
+	ADDQ(U32(uint32(units*tileTokens*4*parts)), k.s)
+	ADDQ(U32(uint32(units*k.each()*64)), k.scales)
 	SUBQ(Imm(uint64(units)), n)
 	JG(LabelRef("step"))
-	visit(func(t int, m Mem) { VMOVUPS(acc[t], m) })
+	k.visit(dst, func(t int, m Mem) { VMOVUPS(k.acc[t], m) })
 	next := Load(Param("stride"), GP64())
 	SHLQ(Imm(6), next)
 	ADDQ(next, dst)
+	skip := Load(Param("skip"), GP64())
+	SHLQ(Imm(6), skip) // bytes of d
+	ADDQ(skip, k.d)
+	LEAQ(Mem{Base: k.s, Index: skip, Scale: uint8(parts)}, k.s)
+	LEAQ(Mem{Base: left, Index: skip, Scale: 8}, left)
 	DECQ(tiles)
 	JNZ(LabelRef("tile"))
 	tileRelease()
 	VZEROUPPER()
 	RET()
+}
+
+// A tileKernel is a tileDot being written.
+type tileKernel struct {
+	parts               int
+	offset              bool
+	d, s, scales, ready Register // ready: results of the step before
+	acc                 [tileTokens]VecVirtual
+}
+
+// each is how many vectors of scales a unit has.
+func (k *tileKernel) each() int {
+	if k.offset {
+		return 2 * k.parts
+	}
+	return k.parts
+}
+
+// visit calls f with where the sums of each token are.
+func (k *tileKernel) visit(dst Register, f func(t int, m Mem)) {
+	stride, at := Load(Param("stride"), GP64()), GP64()
+	MOVQ(dst, at)
+	for t := range k.acc {
+		f(t, Mem{Base: at})
+		LEAQ(Mem{Base: at, Index: stride, Scale: 4}, at)
+	}
+}
+
+// multiply computes both products of a step.
+func (k *tileKernel) multiply() {
+	leftApart, rightApart := 512, 512
+	if k.parts == 2 {
+		leftApart, rightApart = 16, 256
+	}
+	for i := range 2 {
+		c, a, b := byte(i), byte(2+i), byte(4+i)
+		tileZero(c)
+		tileLoad(a, left, leftBy, i*leftApart)
+		tileLoad(b, right, lineBy, i*rightApart)
+		tileProduct(true, c, a, b)
+		tileStore(c, i*1024)
+	}
+}
+
+// scaleUp adds the products of a step, times their scales.
+func (k *tileKernel) scaleUp() {
+	for u := range 2 / k.parts {
+		for p := range k.parts {
+			scale, more := ZMM(), ZMM()
+			VMOVUPS(Mem{Base: k.scales, Disp: (u*k.each() + p) * 64}, scale)
+			if k.offset {
+				VMOVUPS(Mem{Base: k.scales, Disp: (u*k.each() + k.parts + p) * 64}, more)
+			}
+			for t, acc := range k.acc {
+				f := ZMM()
+				VCVTDQ2PS(Mem{Base: k.ready, Disp: (u+p)*1024 + t*64}, f)
+				VMULPS(scale, f, f)
+				VFMADD231PS_BCST(Mem{Base: k.d, Disp: (u*tileTokens + t) * 4}, f, acc)
+				if k.offset {
+					VFMADD231PS_BCST(Mem{Base: k.s, Disp: ((u*tileTokens+t)*k.parts + p) * 4}, more, acc)
+				}
+			}
+		}
+	}
 }
 
 // A float is kept as the sum of two BF16 numbers: the nearest, and the one nearest to what is left then. Together they are
