@@ -10,7 +10,7 @@ carried := atoll-guest atoll-sentry
 linter := build/tools/golangci-lint-v2.15.0
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo test bench conformance conformance-check lint generate generate-check fuzz cover deps clean
+.PHONY: help build demo test bench bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/perf
 	@scripts/deps bench
 	cd test/e2b && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error || true
 	$(GO) run ./bench
+
+bench-llm: ## measure language models beside llama.cpp; writes docs/performance-llm.md
+	$(GO) run ./bench/llm
 
 conformance: build ## run the tests that prove requirements; writes docs/conformance.md
 	$(GO) run ./internal/conformance -run

@@ -61,7 +61,7 @@ func BenchmarkSweep(b *testing.B) {
 			defer p.Close()
 			b.SetBytes(256 << 20)
 			for b.Loop() {
-				p.Run(256, 1, func(lo, hi int) { sweepAVX2(&mem.Bytes()[lo<<20], (hi-lo)<<20) })
+				p.Sweep(mem.Bytes())
 			}
 		})
 	}

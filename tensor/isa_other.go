@@ -29,3 +29,5 @@ func siluMul(_ ISA, dst, gate, up []float32)          { siluMulScalar(dst, gate,
 func geluMul(_ ISA, dst, gate, up []float32)          { geluMulScalar(dst, gate, up) }
 func largest(_ ISA, x []float32) float32              { return largestScalar(x) }
 func expSum(_ ISA, x []float32, top float32) float32  { return expSumScalar(x, top) }
+
+func sweep(_ ISA, b []byte) uint64 { return sweepScalar(b) }

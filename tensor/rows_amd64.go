@@ -73,3 +73,11 @@ func expSum(isa ISA, x []float32, top float32) (sum float32) {
 	}
 	return sum + expSumScalar(x[n:], top)
 }
+
+// sweep reads b, whose length is a multiple of 256.
+func sweep(isa ISA, b []byte) uint64 {
+	if isa == Scalar || len(b) == 0 {
+		return sweepScalar(b)
+	}
+	return sweepAVX2(&b[0], len(b))
+}

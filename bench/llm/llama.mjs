@@ -1,0 +1,35 @@
+// Drives llama.cpp by lines: {"what":"load"|"prefill"|"decode","n":tokens} is answered with {"seconds":...}.
+import {createInterface} from "node:readline";
+import {getLlama, LlamaLogLevel} from "node-llama-cpp";
+
+const [, , mode, file, threads, contextSize, mmap] = process.argv;
+const llama = await getLlama({gpu: false, build: "never", maxThreads: 0, logLevel: LlamaLogLevel.error});
+if (mode === "release") {
+	process.stdout.write(`release ${llama.llamaCppRelease.release}; ${llama.systemInfo.trim()}`);
+	process.exit(0);
+}
+let sequence, last = 5;
+const work = {
+	async load() {
+		const model = await llama.loadModel({modelPath: file, useMmap: mmap === "true"});
+		const context = await model.createContext({contextSize: Number(contextSize), batchSize: 512, threads: Number(threads)});
+		sequence = context.getSequence();
+	},
+	async prefill(n) {
+		await sequence.clearHistory();
+		await sequence.evaluateWithoutGeneratingNewTokens(Array.from({length: n}, (_, i) => 100 + i * 7 % 1000));
+	},
+	async decode(n) {
+		for await (const token of sequence.evaluate([last], {temperature: 0, yieldEogToken: true})) {
+			last = token;
+			if (--n <= 0) break;
+		}
+	},
+};
+for await (const line of createInterface({input: process.stdin})) {
+	const {what, n} = JSON.parse(line);
+	const start = performance.now();
+	await work[what](n);
+	process.stdout.write(JSON.stringify({seconds: (performance.now() - start) / 1000}) + "\n");
+}
+process.exit(0);
