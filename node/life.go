@@ -180,6 +180,10 @@ func (n *Node) resume(ctx context.Context, e *entry) (Sandbox, bool, error) {
 	if err := mustBe(op, rec, sandbox.Paused); err != nil {
 		return Sandbox{}, false, err
 	}
+	if rec.Moving != "" {
+		return Sandbox{}, false, sandbox.Errorf(op, sandbox.Conflict, rec.Name, "it is moving to node %s", rec.Moving).
+			WithHint("wait until the move has ended; `atoll node ls` shows whether that node answers")
+	}
 	now := time.Now().UTC()
 	running := rec
 	running.State, running.PausedAt, running.Suspended = sandbox.Running, nil, ""

@@ -50,6 +50,9 @@ type Sandbox struct {
 	// Suspended is the snapshot that holds a sandbox paused on disk; empty for
 	// one that runs or is frozen in memory.
 	Suspended string `json:"suspended,omitempty"`
+	// Moving is the node that the sandbox is leaving for; it must not run here
+	// until that node has said that it does not run there. Empty as a rule.
+	Moving string `json:"moving,omitempty"`
 	// Pooled is the template for which this sandbox waits to be claimed; such
 	// sandboxes are never listed. Empty for one that belongs to somebody.
 	Pooled string `json:"pooled,omitempty"`

@@ -1,0 +1,497 @@
+package carry_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver of a node's database
+
+	"github.com/atoll-run/atoll/carry"
+	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/guest/guesttest"
+	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/migrate"
+	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/pace"
+	"github.com/atoll-run/atoll/peer/peertest"
+	"github.com/atoll-run/atoll/runtime/fake"
+	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/snapshot"
+)
+
+var ctx = context.Background()
+
+func TestMain(m *testing.M) { os.Exit(guesttest.Main(m)) }
+
+const mib = 1 << 20
+
+// host is a node's stores, and the way to others.
+type host struct {
+	t testing.TB
+	*carry.Carrier
+	*peertest.Node
+	snapshots *snapshot.Store
+	images    *image.Store
+	stage     *chunk.Disk
+	dir       string
+	world     *fake.World
+	nodes     *node.Node // nil until it is asked for
+	fault     func(migrate.Step) (migrate.Outcome, error)
+}
+
+// late passes requests to a carrier that is made after it.
+type late struct{ c atomic.Pointer[carry.Carrier] }
+
+func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.c.Load().Handler().ServeHTTP(w, r)
+}
+
+func newHost(t testing.TB, name string, stageLimit int64) *host {
+	t.Helper()
+	return newHostWith(t, name, stageLimit, nil)
+}
+
+func newHostWith(t testing.TB, name string, stageLimit int64, fault func(migrate.Step) (migrate.Outcome, error)) *host {
+	t.Helper()
+	h := &host{t: t, dir: t.TempDir(), fault: fault}
+	var err error
+	if h.images, err = image.Open(filepath.Join(h.dir, "images"), image.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if h.snapshots, _, err = snapshot.Open(filepath.Join(h.dir, "snapshots")); err != nil {
+		t.Fatal(err)
+	}
+	if h.stage, err = chunk.OpenDisk(filepath.Join(h.dir, "stage"), chunk.DiskOptions{Limit: stageLimit}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = h.stage.Close() })
+	h.Carrier = h.carrier()
+	l := &late{}
+	l.c.Store(h.Carrier)
+	h.Node = peertest.Listen(t, name, l, nil)
+	h.Use(h.Group)
+	return h
+}
+
+func (h *host) carrier() *carry.Carrier {
+	return carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
+		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Fault: h.fault, Node: h.node()})
+}
+
+// node opens a node over the stores, with a runtime in memory.
+func (h *host) node() *node.Node {
+	if h.nodes != nil {
+		return h.nodes
+	}
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(h.dir, "node.db")+"?_pragma=journal_mode(WAL)")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	caps := fake.Capabilities()
+	caps.Memory = true // what a live move asks for
+	h.world = fake.NewWorld(h.t.TempDir(), guesttest.Binary(h.t))
+	h.nodes, err = node.Open(ctx, node.Config{Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: &caps})}, Images: h.images,
+		Snapshots: h.snapshots, NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		if err := h.nodes.Shutdown(ctx); err != nil {
+			h.t.Error(err)
+		}
+		h.world.Close()
+		_ = db.Close()
+	})
+	return h.nodes
+}
+
+func pairOf(t testing.TB) (a, b *host) {
+	t.Helper()
+	a, b = newHost(t, "a", 0), newHost(t, "b", 0)
+	peertest.Join(t, a.Node, b.Node, b.Addr)
+	return a, b
+}
+
+// content compresses about 3 to 1, as memories do.
+func content(seed uint64, size int) []byte {
+	r := rand.New(rand.NewPCG(seed, 5))
+	out := make([]byte, 0, size+16)
+	for len(out) < size {
+		word := make([]byte, 4+r.IntN(8))
+		for i := range word {
+			word[i] = byte(r.IntN(64))
+		}
+		for range 1 + r.IntN(4) {
+			out = append(out, word...)
+		}
+	}
+	return out[:size]
+}
+
+// addImage imports an image of one file.
+func (h *host) addImage(t testing.TB, name string, file []byte) image.Image {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "data", Mode: 0o644, Size: int64(len(file))}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(file)
+	_ = w.Close()
+	i, err := h.images.Import(ctx, &b, image.ImportOptions{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i
+}
+
+// save commits a snapshot of files.
+func (h *host) save(t testing.TB, root sandbox.Root, parent string, files map[string][]byte) snapshot.Manifest {
+	t.Helper()
+	d, err := h.snapshots.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, data := range files {
+		path := filepath.Join(d.Dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := sandbox.Spec{ID: "box", Root: root, Network: sandbox.NetworkNone}
+	meta, err := json.Marshal(node.Snapshot{Name: "saved", Sandbox: "box", Source: node.Sandbox{ID: "box", Spec: spec}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := d.Commit(snapshot.Manifest{Parent: parent, Sandbox: "box", Runtime: "gvisor", Spec: spec, Created: time.Now().UTC(), Meta: meta}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// same compares a snapshot on two hosts.
+func same(t testing.TB, a, b *host, id string) {
+	t.Helper()
+	m, err := b.snapshots.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was, err := a.snapshots.Get(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(m.Files, was.Files) || m.Parent != was.Parent || !m.Created.Equal(was.Created) {
+		t.Errorf("%+v, was %+v", m, was)
+	}
+	if err := b.snapshots.Verify(id); err != nil {
+		t.Error(err)
+	}
+	if filepath.Dir(filepath.Dir(m.Spec.Root.Path)) != filepath.Join(b.dir, "images") || !b.images.Holds(m.Spec.Root.Digest) {
+		t.Errorf("the root is %+v", m.Spec.Root)
+	}
+	var s node.Snapshot
+	if err := json.Unmarshal(m.Meta, &s); err != nil || s.Source.Spec.Root != m.Spec.Root || s.Name != "saved" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if used := b.stage.Used(); used != 0 {
+		t.Errorf("%d bytes of chunks are left", used)
+	}
+}
+
+func wantKind(t *testing.T, err error, kind sandbox.Kind) {
+	t.Helper()
+	if !sandbox.Is(err, kind) {
+		t.Errorf("%v, want %s", err, kind)
+	}
+}
+
+// conformance: W2 W7
+func TestASnapshotArrivesWholeAndItsChildAsADifference(t *testing.T) {
+	a, b := pairOf(t)
+	root := a.addImage(t, "base", content(1, 2*mib)).Root
+	memory := content(2, 8*mib)
+	first := a.save(t, root, "", map[string][]byte{"pages.img": memory, "kernel/state": content(3, 5000), "empty": nil})
+	var seen []carry.Progress
+	res, err := a.Push(ctx, carry.Snapshot, first.ID, "b", func(p carry.Progress) { seen = append(seen, p) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, a, b, first.ID)
+	if res.Wire < 2*mib || res.Wire > 8*mib || res.Held != 0 || len(res.Files) != 4 {
+		t.Errorf("%+v", res)
+	}
+	next := bytes.Clone(memory)
+	copy(next[3*mib:], content(4, 20_000))
+	second := a.save(t, root, first.ID, map[string][]byte{"pages.img": next, "kernel/state": content(3, 5000), "empty": nil})
+	res, err = a.Push(ctx, carry.Snapshot, second.ID, "b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, a, b, second.ID)
+	if res.Wire > 30_000 {
+		t.Errorf("of a small difference, %+v is sent", res)
+	}
+	t.Logf("measured: W2 20,000 changed bytes of 8 MiB: %d bytes sent", res.Wire)
+	if res, err = a.Push(ctx, carry.Snapshot, second.ID, "b", nil); err != nil || res.Wire != 0 {
+		t.Errorf("what is there is sent: %+v, %v", res, err)
+	}
+}
+
+func TestAPullIsAPushThatTheReceiverAsksFor(t *testing.T) {
+	a, b := pairOf(t) // a dials b, and b cannot dial a
+	if err := b.Forget("a"); err != nil {
+		t.Fatal(err)
+	}
+	token, err := b.Token()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Advertise("127.0.0.1:1")
+	if _, err := a.Join(ctx, b.Addr, token); err != nil {
+		t.Fatal(err)
+	}
+	m := b.save(t, b.addImage(t, "base", content(1, mib)).Root, "", map[string][]byte{"pages.img": content(2, 3*mib)})
+	res, err := a.Pull(ctx, carry.Snapshot, m.ID, "b", nil)
+	if err != nil || res.Wire < mib {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	same(t, b, a, m.ID)
+	_, err = a.Pull(ctx, carry.Snapshot, "nothing", "b", nil)
+	wantKind(t, err, sandbox.NotFound)
+}
+
+func TestAnImageArrivesWithItsNameAndItsNextVersionAsADifference(t *testing.T) {
+	a, b := pairOf(t)
+	data := content(1, 4*mib)
+	one := a.addImage(t, "app:1", data)
+	if _, err := a.Push(ctx, carry.Image, "app:1", "b", nil); err != nil {
+		t.Fatal(err)
+	}
+	copy(data[mib:], content(2, 10_000))
+	two := a.addImage(t, "app:2", data)
+	res, err := a.Push(ctx, carry.Image, "app:2", "b", nil)
+	if err != nil || res.Wire > 40_000 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	for name, want := range map[string]image.Image{"app:1": one, "app:2": two} {
+		got, err := b.images.Get(name)
+		if err != nil || got.ID != want.ID || got.Root.Digest != want.Root.Digest || !b.images.Holds(got.Root.Digest) {
+			t.Errorf("%s is %+v, %v", name, got, err)
+		}
+	}
+	_, err = a.Push(ctx, carry.Image, "host", "b", nil)
+	wantKind(t, err, sandbox.Unsupported)
+	_, err = a.Push(ctx, carry.Image, "app:3", "b", nil)
+	wantKind(t, err, sandbox.NotFound)
+	_, err = a.Push(ctx, carry.Image, "app:1", "c", nil)
+	wantKind(t, err, sandbox.NotFound)
+}
+
+// cutter is a link that dies after so many bytes from the dialler, again and again.
+type cutter struct {
+	net.Listener
+	to    string
+	after atomic.Int64 // bytes that a connection lives; 0: for ever
+	cut   atomic.Int64
+	sent  atomic.Int64
+}
+
+func newCutter(t testing.TB, to string) *cutter {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &cutter{Listener: ln, to: to}
+	t.Cleanup(func() { _ = ln.Close() })
+	go func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go c.carry(in)
+		}
+	}()
+	return c
+}
+
+func (c *cutter) carry(in net.Conn) {
+	defer in.Close()
+	out, err := net.Dial("tcp", c.to)
+	if err != nil {
+		return
+	}
+	defer out.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		_, _ = io.Copy(in, out)
+		_ = in.Close()
+	})
+	limit := c.after.Load()
+	if limit == 0 {
+		limit = 1 << 60
+	}
+	n, err := io.Copy(out, io.LimitReader(in, limit))
+	c.sent.Add(n)
+	if n == limit && err == nil {
+		c.cut.Add(1)
+	}
+	_ = in.Close()
+	_ = out.Close()
+	wg.Wait()
+}
+
+// conformance: W7
+func TestAPushThatIsBrokenOffGoesOnWhereItWas(t *testing.T) {
+	a, b := newHost(t, "a", 0), newHost(t, "b", 0)
+	line := newCutter(t, b.Addr)
+	peertest.Join(t, a.Node, b.Node, line.Addr().String())
+	m := a.save(t, a.addImage(t, "base", content(1, mib)).Root, "", map[string][]byte{"pages.img": content(2, 24*mib)})
+	line.after.Store(700_000) // of each flow
+	res, err := a.Push(ctx, carry.Snapshot, m.ID, "b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, a, b, m.ID)
+	if line.cut.Load() < 2 {
+		t.Fatalf("the line was cut %d times", line.cut.Load())
+	}
+	t.Logf("measured: W7 cut %d times: %d bytes taken, %d sent", line.cut.Load(), res.Wire, line.sent.Load())
+	if line.sent.Load() > 2*res.Wire+8*mib {
+		t.Errorf("%d bytes were sent for %d", line.sent.Load(), res.Wire)
+	}
+}
+
+func TestAReceiverThatStartsAnewGoesOn(t *testing.T) {
+	a, b := newHost(t, "a", 0), newHost(t, "b", 0)
+	peertest.Join(t, a.Node, b.Node, b.Addr)
+	m := a.save(t, a.addImage(t, "base", content(1, mib)).Root, "", map[string][]byte{"pages.img": content(2, 24*mib)})
+	limited, stop := context.WithCancel(ctx)
+	_, err := a.Push(limited, carry.Snapshot, m.ID, "b", func(p carry.Progress) {
+		if p.Wire > 0 {
+			stop() // as if the sender was killed
+		}
+	})
+	if err == nil {
+		t.Skip("the push was done before it could be broken off")
+	}
+	stop()
+	if _, err := b.snapshots.Get(m.ID); !sandbox.Is(err, sandbox.NotFound) {
+		t.Fatalf("half of it is visible: %v", err)
+	}
+	if b.stage.Used() == 0 {
+		t.Fatal("nothing was kept")
+	}
+	again := newHostOn(t, b)
+	peertest.Join(t, a.Node, again.Node, again.Addr)
+	res, err := a.Push(ctx, carry.Snapshot, m.ID, again.ID(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, a, again, m.ID)
+	var whole int64
+	for _, f := range res.Files {
+		whole += f.Wire
+	}
+	if res.Wire >= whole {
+		t.Errorf("all %d bytes are sent again", res.Wire)
+	}
+}
+
+// newHostOn is a daemon that takes over the state of another.
+func newHostOn(t testing.TB, old *host) *host {
+	t.Helper()
+	h := *old
+	h.Carrier = h.carrier()
+	h.Node = peertest.Listen(t, "again", h.Handler(), nil)
+	h.Use(h.Group)
+	return &h
+}
+
+func TestAFullReceiverSaysSoAndShowsNothing(t *testing.T) {
+	a, b := newHost(t, "a", 0), newHost(t, "b", mib)
+	peertest.Join(t, a.Node, b.Node, b.Addr)
+	m := a.save(t, a.addImage(t, "base", content(1, mib)).Root, "", map[string][]byte{"pages.img": content(2, 12*mib)})
+	_, err := a.Push(ctx, carry.Snapshot, m.ID, "b", nil)
+	wantKind(t, err, sandbox.Exhausted)
+	if len(b.snapshots.List()) > 0 {
+		t.Error("half a snapshot is visible")
+	}
+}
+
+func TestTwoSendersOfOneThingBothSucceed(t *testing.T) {
+	a, b := pairOf(t)
+	m := a.save(t, a.addImage(t, "base", content(1, mib)).Root, "", map[string][]byte{"pages.img": content(2, 6*mib)})
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			if _, err := a.Push(ctx, carry.Snapshot, m.ID, "b", nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := b.snapshots.Verify(m.ID); err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(b.dir, "snapshots")); err != nil || len(entries) != 1 {
+		t.Errorf("drafts are left: %v, %v", entries, err)
+	}
+	if err := b.Sweep(ctx, time.Now().Add(48*time.Hour)); err != nil || b.stage.Used() != 0 {
+		t.Errorf("%d bytes of chunks are left, %v", b.stage.Used(), err)
+	}
+}
+
+func TestWhatCannotBeUsedElsewhereIsNotSent(t *testing.T) {
+	a, _ := pairOf(t)
+	m := a.save(t, sandbox.Root{Kind: sandbox.RootHost}, "", map[string][]byte{"pages.img": content(2, 100)})
+	_, err := a.Push(ctx, carry.Snapshot, m.ID, "b", nil)
+	wantKind(t, err, sandbox.Unsupported)
+}
+
+func TestABaseThatVanishedOrIsDamagedDoesNotCorrupt(t *testing.T) {
+	a, b := pairOf(t)
+	root := a.addImage(t, "base", content(1, mib)).Root
+	memory := content(2, 4*mib)
+	first := a.save(t, root, "", map[string][]byte{"pages.img": memory})
+	if _, err := a.Push(ctx, carry.Snapshot, first.ID, "b", nil); err != nil {
+		t.Fatal(err)
+	}
+	// A bit flips on the receiver's disk.
+	path := filepath.Join(b.snapshots.Dir(first.ID), "pages.img")
+	bad := bytes.Clone(memory)
+	bad[5000] ^= 1
+	if err := os.WriteFile(path, bad, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	next := bytes.Clone(memory)
+	copy(next[mib:], content(4, 9000))
+	second := a.save(t, root, first.ID, map[string][]byte{"pages.img": next})
+	_, err := a.Push(ctx, carry.Snapshot, second.ID, "b", nil)
+	wantKind(t, err, sandbox.Invalid)
+	if _, err := b.snapshots.Get(second.ID); err == nil {
+		t.Error("it is visible all the same")
+	}
+}

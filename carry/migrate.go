@@ -1,0 +1,372 @@
+package carry
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/atoll-run/atoll/migrate"
+	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/peer"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Moved is what a live move took.
+type Moved struct {
+	Sandbox  string        `json:"sandbox"`
+	Node     string        `json:"node"`     // where it runs now
+	Rounds   []int64       `json:"rounds"`   // bytes sent by each copy while it ran
+	Final    int64         `json:"final"`    // bytes sent while it stood still
+	Downtime time.Duration `json:"downtime"` // from its freeze until the target said that it runs
+	Took     time.Duration `json:"took"`
+}
+
+const (
+	stepTimeout = 2 * time.Minute // of a step that only asks
+	stepPause   = 2 * time.Second // before one is repeated
+)
+
+// arrivals are the moves to this node.
+type arrivals struct {
+	mu       sync.Mutex
+	prepared map[string]*arrival // by sandbox; at most maxArrivals
+}
+
+// arrival is one: whoever holds mu starts the sandbox or gives up.
+type arrival struct {
+	mu    sync.Mutex
+	from  string // the peer's ID
+	since time.Time
+}
+
+const (
+	maxArrivals = 64
+	arrivalLife = time.Hour
+)
+
+// departure is what a source says of a sandbox.
+type departure struct {
+	Sandbox  string `json:"sandbox"`
+	Name     string `json:"name,omitempty"`
+	Runtime  string `json:"runtime,omitempty"`
+	Snapshot string `json:"snapshot,omitempty"` // of Switch: its final state
+}
+
+// verdict is what a target answers.
+type verdict struct {
+	Runs bool `json:"runs"`
+}
+
+// Migrate moves a running sandbox to a peer and returns when it runs there, under the same ID and name. When it fails, the
+// sandbox runs here as before; should the peer be out of reach in the one moment that matters, it stands still until the peer
+// answers. report may be nil.
+func (c *Carrier) Migrate(ctx context.Context, ref, to string, report func(Progress)) (Moved, error) {
+	const op = "carry.Migrate"
+	p, err := c.group.Find(to)
+	if err != nil {
+		return Moved{}, err
+	}
+	sb, err := c.cfg.Node.Get(ctx, ref)
+	if err != nil {
+		return Moved{}, err
+	}
+	if sb.State != sandbox.Running {
+		return Moved{}, sandbox.Errorf(op, sandbox.Conflict, sb.Name, "it is %s, and only what runs is moved", sb.State).
+			WithHint("move its snapshot with `atoll snapshot push`")
+	}
+	m := &mover{c: c, sb: sb, to: p, report: report, result: Moved{Sandbox: sb.ID, Node: p.ID}, began: time.Now()}
+	end := m.run(ctx, migrate.Begin())
+	m.result.Took = time.Since(m.began)
+	if end.Step == migrate.Moved {
+		return m.result, nil
+	}
+	if m.err == nil {
+		m.err = ctx.Err()
+	}
+	return Moved{}, fail(op, sb.Name, sandbox.Internal, m.err)
+}
+
+// Recover ends the moves that were under way when this node was stopped. It returns when all have ended or ctx ends.
+func (c *Carrier) Recover(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, sb := range c.cfg.Node.Leaving() {
+		p, err := c.group.Find(sb.Moving)
+		if err != nil {
+			c.cfg.Log.Error("a sandbox was leaving for a node that is not known any more; join that node again", "sandbox", sb.ID, "node", sb.Moving)
+			continue
+		}
+		wg.Go(func() {
+			m := &mover{c: c, sb: sb, to: p, result: Moved{Sandbox: sb.ID, Node: p.ID}, began: time.Now(), closing: ctx}
+			end := m.run(ctx, migrate.Recover())
+			c.cfg.Log.Info("a move that was interrupted has ended", "sandbox", sb.ID, "node", p.ID, "end", end.Step)
+		})
+	}
+	wg.Wait()
+}
+
+// mover drives one move.
+type mover struct {
+	c       *Carrier
+	sb      node.Sandbox
+	to      peer.Peer
+	report  func(Progress)
+	began   time.Time
+	closing context.Context // ends when this process does; nil: the caller's giving up does not end what must be ended
+
+	final  string // the snapshot of the final state
+	frozen time.Time
+	result Moved
+	err    error // the first
+}
+
+// run carries out steps until the move is over, or this process ends in the middle: then Recover goes on.
+func (m *mover) run(ctx context.Context, s migrate.State) migrate.State {
+	for !s.Over() {
+		work := ctx
+		if s.Away() {
+			work = context.WithoutCancel(ctx)
+			if m.closing != nil {
+				work = m.closing
+			}
+		}
+		outcome, wire, err := m.step(work, s.Step)
+		if err != nil {
+			m.c.cfg.Log.Warn("a step of a move failed", "sandbox", m.sb.ID, "step", s.Step, "error", err)
+			if m.err == nil {
+				m.err = err
+			}
+		}
+		next := s.Next(outcome, wire, ctx.Err() != nil)
+		m.result.Rounds = next.Rounds
+		if next.Step == s.Step && s.Step != migrate.Copy {
+			select {
+			case <-work.Done(): // this process ends
+				return s
+			case <-m.c.closed:
+				return s
+			case <-time.After(stepPause):
+			}
+		}
+		s = next
+	}
+	return s
+}
+
+// step carries out one step.
+func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int64, error) {
+	n := m.c.cfg.Node
+	if m.c.cfg.Fault != nil {
+		if o, err := m.c.cfg.Fault(s); err != nil {
+			return o, 0, err
+		}
+	}
+	switch s {
+	case migrate.Prepare:
+		_, err := m.ask(ctx, "prepare", departure{Sandbox: m.sb.ID, Name: m.sb.Name, Runtime: m.sb.Runtime})
+		return settled(err), 0, err
+	case migrate.Copy:
+		snap, err := n.Checkpoint(ctx, m.sb.ID)
+		if err != nil {
+			return migrate.Failed, 0, err
+		}
+		wire, err := m.send(ctx, snap.ID)
+		return settled(err), wire, err
+	case migrate.Freeze:
+		m.frozen = time.Now()
+		snap, err := n.Depart(ctx, m.sb.ID, m.to.ID)
+		m.final = snap.ID
+		return settled(err), 0, err
+	case migrate.Send:
+		wire, err := m.send(ctx, m.final)
+		m.result.Final = wire
+		return settled(err), wire, err
+	case migrate.Switch:
+		_, err := m.ask(ctx, "switch", departure{Sandbox: m.sb.ID, Snapshot: m.final})
+		m.result.Downtime = time.Since(m.frozen)
+		return settled(err), 0, err
+	case migrate.Ask:
+		v, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
+		if err == nil && v.Runs {
+			return migrate.Runs, 0, nil
+		}
+		return settled(err), 0, err
+	case migrate.Thaw:
+		_, err := n.Stay(ctx, m.sb.ID)
+		if sandbox.Is(err, sandbox.NotFound) {
+			err = nil // it was removed meanwhile
+		}
+		return settled(err), 0, err
+	case migrate.Clean:
+		err := n.Left(ctx, m.sb.ID, m.to.ID)
+		if err == nil {
+			n.DropCopies(m.sb.ID)
+		}
+		return settled(err), 0, err
+	case migrate.Drop:
+		n.DropCopies(m.sb.ID)
+		_, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
+		return settled(err), 0, err
+	}
+	return migrate.Done, 0, nil
+}
+
+// settled is what an error says about whether something happened. An error that came from the other end, or from here, is
+// an answer; only a broken connection leaves it open.
+func settled(err error) migrate.Outcome {
+	switch {
+	case err == nil:
+		return migrate.Done
+	case sandbox.Is(err, sandbox.Unavailable), sandbox.Is(err, sandbox.Timeout), sandbox.Is(err, sandbox.Canceled):
+		return migrate.Unknown
+	}
+	return migrate.Failed
+}
+
+func (m *mover) send(ctx context.Context, snap string) (int64, error) {
+	it, err := m.c.snapshotItem(snap)
+	if err != nil {
+		return 0, err
+	}
+	res, err := m.c.push(ctx, it, func(ctx context.Context) (*peer.Link, error) { return m.c.group.Link(ctx, m.to) }, m.report)
+	return res.Wire, err
+}
+
+func (m *mover) ask(ctx context.Context, what string, d departure) (v verdict, err error) {
+	ctx, stop := context.WithTimeout(ctx, stepTimeout)
+	defer stop()
+	l, err := m.c.group.Link(ctx, m.to)
+	if err != nil {
+		return v, err
+	}
+	return v, l.Call(ctx, http.MethodPost, "/carry/v1/moves/"+what, d, &v)
+}
+
+// serveMove answers a source.
+func (c *Carrier) serveMove(w http.ResponseWriter, r *http.Request) {
+	var d departure
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&d); err != nil || !sandbox.ValidID(d.Sandbox) {
+		peer.Fail(w, sandbox.Errorf("carry.Migrate", sandbox.Invalid, "", "not a move"))
+		return
+	}
+	from := peer.From(r.Context()).ID
+	// What is begun is ended, even when the source goes away meanwhile.
+	ctx, stop := context.WithTimeout(context.WithoutCancel(r.Context()), stepTimeout)
+	defer stop()
+	var v verdict
+	var err error
+	switch r.PathValue("what") {
+	case "prepare":
+		err = c.prepare(ctx, from, d)
+	case "switch":
+		v, err = c.arrive(ctx, from, d)
+	case "give-up":
+		v, err = c.giveUp(ctx, from, d)
+	default:
+		err = sandbox.Errorf("carry.Migrate", sandbox.Invalid, d.Sandbox, "no such step")
+	}
+	if err != nil {
+		peer.Fail(w, err)
+		return
+	}
+	peer.Answer(w, v)
+}
+
+// prepare promises to take a sandbox.
+func (c *Carrier) prepare(ctx context.Context, from string, d departure) error {
+	const op = "carry.Migrate"
+	for _, ref := range []string{d.Sandbox, d.Name} {
+		if sb, err := c.cfg.Node.Get(ctx, ref); err == nil && ref != "" && sb.State != sandbox.Terminated {
+			return sandbox.Errorf(op, sandbox.Exists, ref, "the receiving node has a sandbox of this name")
+		}
+	}
+	rt, err := c.cfg.Node.Runtime(d.Runtime)
+	if err != nil {
+		return err
+	}
+	if !rt.Capabilities().Memory {
+		return sandbox.Errorf(op, sandbox.Unsupported, d.Name, "runtime %s keeps no memory in snapshots", d.Runtime)
+	}
+	c.arrivals.mu.Lock()
+	defer c.arrivals.mu.Unlock()
+	now := time.Now()
+	for id, a := range c.arrivals.prepared {
+		if now.Sub(a.since) > arrivalLife {
+			delete(c.arrivals.prepared, id)
+		}
+	}
+	if len(c.arrivals.prepared) >= maxArrivals {
+		return sandbox.Errorf(op, sandbox.Exhausted, d.Name, "%d sandboxes are on their way here already", maxArrivals)
+	}
+	c.arrivals.prepared[d.Sandbox] = &arrival{from: from, since: now}
+	return nil
+}
+
+func (c *Carrier) arrival(from, id string) *arrival {
+	c.arrivals.mu.Lock()
+	defer c.arrivals.mu.Unlock()
+	if a := c.arrivals.prepared[id]; a != nil && a.from == from {
+		return a
+	}
+	return nil
+}
+
+// runs reports whether the sandbox has arrived.
+func (c *Carrier) runs(ctx context.Context, id string) bool {
+	sb, err := c.cfg.Node.Get(ctx, id)
+	return err == nil && sb.ID == id && sb.State != sandbox.Terminated && sb.State != sandbox.Creating && sb.Moving == ""
+}
+
+// arrive starts the sandbox, unless this node gave up, or was started anew, since it promised to.
+func (c *Carrier) arrive(ctx context.Context, from string, d departure) (verdict, error) {
+	const op = "carry.Migrate"
+	a := c.arrival(from, d.Sandbox)
+	if a == nil {
+		if c.runs(ctx, d.Sandbox) {
+			return verdict{Runs: true}, nil
+		}
+		return verdict{}, sandbox.Errorf(op, sandbox.Conflict, d.Sandbox, "the receiving node does not expect this sandbox (any more)")
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.arrival(from, d.Sandbox) != a { // given up while we waited
+		return verdict{}, sandbox.Errorf(op, sandbox.Conflict, d.Sandbox, "the receiving node does not expect this sandbox any more")
+	}
+	m, err := c.cfg.Snapshots.Get(d.Snapshot)
+	if err == nil && m.Sandbox != d.Sandbox {
+		err = sandbox.Errorf(op, sandbox.Invalid, d.Sandbox, "the state is another sandbox's")
+	}
+	if err == nil {
+		_, err = c.cfg.Node.Arrive(ctx, d.Snapshot)
+	}
+	c.forget(d.Sandbox)
+	if err != nil {
+		// Nothing of it is left: it has not happened, whatever the kind says.
+		return verdict{}, sandbox.Errorf(op, sandbox.Internal, d.Sandbox, "it could not be started there: %w", err)
+	}
+	c.cfg.Node.DropCopies(d.Sandbox)
+	return verdict{Runs: true}, nil
+}
+
+func (c *Carrier) forget(id string) {
+	c.arrivals.mu.Lock()
+	defer c.arrivals.mu.Unlock()
+	delete(c.arrivals.prepared, id)
+}
+
+// giveUp promises that the sandbox does not run here and will not, or says that it does.
+func (c *Carrier) giveUp(ctx context.Context, from string, d departure) (verdict, error) {
+	if a := c.arrival(from, d.Sandbox); a != nil {
+		a.mu.Lock() // a start that is under way ends first
+		defer a.mu.Unlock()
+		if c.arrival(from, d.Sandbox) == a {
+			c.forget(d.Sandbox)
+		}
+	}
+	if c.runs(ctx, d.Sandbox) {
+		return verdict{Runs: true}, nil
+	}
+	c.cfg.Node.DropCopies(d.Sandbox)
+	return verdict{}, nil
+}

@@ -1,0 +1,168 @@
+package carry_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/atoll-run/atoll/migrate"
+	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/peer/peertest"
+	"github.com/atoll-run/atoll/runtime/fake"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// movers are two hosts with a sandbox that runs on the first.
+func movers(t *testing.T, fault func(migrate.Step) (migrate.Outcome, error)) (a, b *host, sb node.Sandbox) {
+	t.Helper()
+	a = newHostWith(t, "a", 0, fault)
+	b = newHost(t, "b", 0)
+	peertest.Join(t, a.Node, b.Node, b.Addr)
+	a.addImage(t, "base", content(1, 100_000))
+	sb, err := a.node().Create(ctx, node.CreateRequest{Image: "base", Name: "mover", Network: sandbox.NetworkNone})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a, b, sb
+}
+
+// running counts the machines of a sandbox that run, by asking the runtimes themselves.
+func running(t *testing.T, id string, hosts ...*host) (where []string) {
+	t.Helper()
+	for _, h := range hosts {
+		list, err := h.world.Open(fake.Config{}).List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range list {
+			if s.ID == id && s.State == sandbox.Running {
+				where = append(where, h.Node.ID())
+			}
+		}
+	}
+	return where
+}
+
+// conformance: V3
+func TestARunningSandboxMovesWithItsNameAndFiles(t *testing.T) {
+	a, b, sb := movers(t, nil)
+	res, err := a.Migrate(ctx, "mover", "b", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != b.Node.ID() {
+		t.Fatalf("it runs on %v", where)
+	}
+	got, err := b.node().Get(ctx, "mover")
+	if err != nil || got.ID != sb.ID || got.State != sandbox.Running || got.Moving != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if old, err := a.node().Get(ctx, sb.ID); err != nil || old.State != sandbox.Terminated {
+		t.Errorf("the source has %+v, %v", old, err)
+	}
+	if n := len(a.snapshots.List()) + len(b.snapshots.List()); n != 0 {
+		t.Errorf("%d snapshots are left", n)
+	}
+	t.Logf("measured: V3 moved between two nodes on one machine: downtime %v, rounds %v, then %d bytes", res.Downtime.Round(time.Millisecond), res.Rounds, res.Final)
+	// And back.
+	if _, err := b.Migrate(ctx, sb.ID, "a", nil); err != nil {
+		t.Fatal(err)
+	}
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+		t.Fatalf("it runs on %v", where)
+	}
+}
+
+// conformance: V3
+func TestWhicheverStepFailsTheSandboxRunsInOnePlace(t *testing.T) {
+	boom := errors.New("boom")
+	for _, step := range []migrate.Step{migrate.Prepare, migrate.Copy, migrate.Freeze, migrate.Send, migrate.Switch, migrate.Clean, migrate.Drop} {
+		for _, outcome := range []migrate.Outcome{migrate.Failed, migrate.Unknown} {
+			t.Run(fmt.Sprintf("%s/%d", step, outcome), func(t *testing.T) {
+				failed := false
+				a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+					if s == step && !failed {
+						failed = true
+						return outcome, boom
+					}
+					return 0, nil
+				})
+				_, err := a.Migrate(ctx, "mover", "b", nil)
+				where := running(t, sb.ID, a, b)
+				if len(where) != 1 {
+					t.Fatalf("it runs on %v", where)
+				}
+				if moved := where[0] == b.Node.ID(); moved != (err == nil) {
+					t.Errorf("moved %v, and the answer is %v", moved, err)
+				}
+				if err != nil && !errors.Is(err, boom) {
+					t.Errorf("the reason is lost: %v", err)
+				}
+				for _, h := range []*host{a, b} {
+					if got, err := h.node().Get(ctx, sb.ID); err == nil && got.State == sandbox.Running && where[0] != h.Node.ID() {
+						t.Errorf("%s believes that it runs there", h.Node.ID())
+					}
+				}
+			})
+		}
+	}
+}
+
+// conformance: V3
+func TestGivingUpBeforeTheSwitchLetsItGoOnHere(t *testing.T) {
+	for _, step := range []migrate.Step{migrate.Copy, migrate.Freeze, migrate.Send} {
+		ctx, cancel := context.WithCancel(ctx)
+		a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+			if s == step {
+				cancel()
+			}
+			return 0, nil
+		})
+		if _, err := a.Migrate(ctx, "mover", "b", nil); err == nil {
+			t.Errorf("%s: no error", step)
+		}
+		if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+			t.Errorf("%s: it runs on %v", step, where)
+		}
+		cancel()
+	}
+}
+
+// conformance: V3
+func TestASourceThatWasKilledInDoubtFindsOut(t *testing.T) {
+	for _, arrived := range []bool{false, true} {
+		dead := false
+		var end func()
+		a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+			if dead || s == migrate.Switch && !arrived || s == migrate.Clean {
+				dead = true
+				end() // the process ends: nothing of the move is done any more
+				return migrate.Unknown, errors.New("killed")
+			}
+			return 0, nil
+		})
+		end = func() { _ = a.Carrier.Close() }
+		if _, err := a.Migrate(ctx, "mover", "b", nil); err == nil {
+			t.Fatal("it has not been killed")
+		}
+		if got, err := a.node().Get(ctx, sb.ID); err != nil || got.Moving != b.Node.ID() {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if _, err := a.node().Resume(ctx, sb.ID); !sandbox.Is(err, sandbox.Conflict) {
+			t.Errorf("in doubt it can be resumed: %v", err)
+		}
+		a.fault = nil
+		again := a.carrier() // the next process on the same state
+		again.Use(a.Group)
+		again.Recover(ctx)
+		want := a.Node.ID()
+		if arrived {
+			want = b.Node.ID()
+		}
+		if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != want {
+			t.Errorf("arrived %v: it runs on %v", arrived, where)
+		}
+	}
+}

@@ -1,0 +1,476 @@
+package carry
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/pace"
+	"github.com/atoll-run/atoll/peer"
+	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/transfer"
+)
+
+const (
+	cutSize  = 256 << 10 // bytes of a chunk under way: small enough that little is lost when a connection breaks
+	inline   = 128 << 10 // bytes of chunks that travel with the manifest, which saves a round trip
+	reportAt = 200 * time.Millisecond
+
+	firstPause, lastPause = 100 * time.Millisecond, 15 * time.Second // between attempts
+	maxRetries            = 4                                        // of one chunk, before the attempt ends
+)
+
+// Push sends something to a peer and returns when it is visible there. What the peer has already is not sent, and not an
+// error. report may be nil.
+func (c *Carrier) Push(ctx context.Context, kind Kind, ref, to string, report func(Progress)) (Result, error) {
+	p, err := c.group.Find(to)
+	if err != nil {
+		return Result{}, err
+	}
+	it, err := c.find(ctx, kind, ref)
+	if err != nil {
+		return Result{}, err
+	}
+	return c.push(ctx, it, func(ctx context.Context) (*peer.Link, error) { return c.group.Link(ctx, p) }, report)
+}
+
+// Pull has a peer send something to this node. report may be nil.
+func (c *Carrier) Pull(ctx context.Context, kind Kind, ref, from string, report func(Progress)) (Result, error) {
+	const op = "carry.Pull"
+	p, err := c.group.Find(from)
+	if err != nil {
+		return Result{}, err
+	}
+	end, err := c.group.Turn(ctx, p)
+	if err != nil {
+		return Result{}, err
+	}
+	defer end()
+	l, err := c.group.Link(ctx, p)
+	if err != nil {
+		return Result{}, err
+	}
+	body, err := json.Marshal(pullRequest{kind, ref})
+	if err != nil {
+		return Result{}, sandbox.E(op, sandbox.Invalid, ref, err)
+	}
+	resp, err := l.Do(ctx, http.MethodPost, "/carry/v1/pulls", bytes.NewReader(body))
+	if err != nil {
+		return Result{}, err
+	}
+	defer resp.Body.Close()
+	for dec := json.NewDecoder(resp.Body); ; {
+		var line pullLine
+		if err := dec.Decode(&line); err != nil {
+			return Result{}, fail(op, ref, sandbox.Unavailable, fmt.Errorf("the node hung up: %w", err))
+		}
+		switch {
+		case line.Error != nil:
+			return Result{}, &sandbox.Err{Op: op, Kind: line.Error.Kind, Subject: ref, Err: fmt.Errorf("%s", line.Error.Detail), Hint: line.Error.Hint}
+		case line.Result != nil:
+			return *line.Result, nil
+		case line.Progress != nil && report != nil:
+			report(*line.Progress)
+		}
+	}
+}
+
+type pullRequest struct {
+	Kind Kind   `json:"kind"`
+	Ref  string `json:"ref"`
+}
+
+// pullLine is one line of the answer to a pull: one of its fields.
+type pullLine struct {
+	Progress *Progress  `json:"progress,omitempty"`
+	Result   *Result    `json:"result,omitempty"`
+	Error    *pullError `json:"error,omitempty"`
+}
+
+type pullError struct {
+	Kind   sandbox.Kind `json:"kind"`
+	Detail string       `json:"detail"`
+	Hint   string       `json:"hint,omitempty"`
+}
+
+// servePull pushes what a peer asks for, over the connections that it turned round.
+func (c *Carrier) servePull(w http.ResponseWriter, r *http.Request) {
+	var req pullRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&req); err != nil {
+		peer.Fail(w, sandbox.E("carry.Pull", sandbox.Invalid, "", err))
+		return
+	}
+	it, err := c.find(r.Context(), req.Kind, req.Ref)
+	if err != nil {
+		peer.Fail(w, err)
+		return
+	}
+	var mu sync.Mutex
+	enc, rc := json.NewEncoder(w), http.NewResponseController(w)
+	say := func(line pullLine) {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = enc.Encode(line) // a peer that has gone ends the request's context
+		_ = rc.Flush()
+	}
+	from := peer.From(r.Context())
+	res, err := c.push(r.Context(), it, func(ctx context.Context) (*peer.Link, error) { return c.group.Turned(ctx, from) },
+		func(p Progress) { say(pullLine{Progress: &p}) })
+	if err != nil {
+		say(pullLine{Error: &pullError{sandbox.KindOf(err), err.Error(), sandbox.HintOf(err)}})
+		return
+	}
+	say(pullLine{Result: &res})
+}
+
+// push tries until it is done, fails for a reason that will not pass, or nothing got through for as long as the carrier's
+// patience.
+func (c *Carrier) push(ctx context.Context, it *item, link func(context.Context) (*peer.Link, error), report func(Progress)) (Result, error) {
+	began := time.Now()
+	var wire, last int64
+	moved := began // when something got through
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		l, err := link(ctx)
+		var res Result
+		if err == nil {
+			s := &sending{c: c, it: it, link: l, report: report, began: began}
+			s.wire.Store(wire)
+			res, err = s.run(ctx)
+			wire = s.wire.Load()
+		}
+		if err == nil {
+			res.Wire, res.Took = wire, time.Since(began)
+			return res, nil
+		}
+		if wire > last {
+			last, moved, pause = wire, time.Now(), firstPause
+		}
+		if !sandbox.Is(err, sandbox.Unavailable) || time.Since(moved) > c.cfg.Patience {
+			return Result{}, err
+		}
+		c.cfg.Log.Warn("a push was broken off and goes on", "kind", it.Kind, "id", it.ID, "error", err)
+		select {
+		case <-ctx.Done():
+			return Result{}, sandbox.E("carry.Push", "", it.ID, ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// sending is one attempt of a push.
+type sending struct {
+	c      *Carrier
+	it     *item
+	link   *peer.Link
+	report func(Progress)
+	began  time.Time
+	terms  terms
+
+	wire atomic.Int64 // bytes that the other end has taken, earlier attempts' included
+	done atomic.Int64 // bytes of files that are dealt with
+	read atomic.Int64 // how far the present file is read
+
+	held    []heldChunk // chunks that may yet travel with the manifest
+	holding int         // bytes of these
+	group   uploads
+}
+
+type heldChunk struct {
+	id   chunk.ID
+	data []byte
+}
+
+func (s *sending) path(rest string) string { return "/carry/v1/sessions/" + s.terms.Session + rest }
+
+func (s *sending) run(ctx context.Context) (Result, error) {
+	res := Result{ID: s.it.ID, Size: s.it.size()}
+	if err := s.link.Call(ctx, http.MethodPost, "/carry/v1/offers", s.it.offer, &s.terms); err != nil {
+		return res, err
+	}
+	if s.terms.Have {
+		res.Held = res.Size
+		return res, nil
+	}
+	if len(s.terms.Files) != len(s.it.Files) {
+		return res, sandbox.Errorf("carry.Push", sandbox.Unavailable, s.it.ID, "the node answers about other files")
+	}
+	stop := s.watch()
+	defer stop()
+	m := chunk.Manifest{Kind: "delta", Created: time.Unix(0, 0)}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.group.start(cancel, 4*s.link.Flows())
+	for i, f := range s.it.Files {
+		s.read.Store(0)
+		if s.terms.Files[i].Held {
+			res.Held += f.Size
+		} else {
+			part, fr, err := s.file(ctx, i)
+			if err != nil {
+				s.group.wait()
+				return res, s.cause(ctx, err)
+			}
+			m.Parts, res.Files = append(m.Parts, part), append(res.Files, fr)
+		}
+		s.read.Store(0)
+		s.done.Add(f.Size)
+	}
+	s.group.wait()
+	if err := context.Cause(ctx); err != nil {
+		return res, s.cause(ctx, err)
+	}
+	return res, s.commit(ctx, m)
+}
+
+// cause is why ctx ended, if it did: an upload that failed is why encoding was broken off, and not the other way round.
+func (s *sending) cause(ctx context.Context, err error) error {
+	if why := context.Cause(ctx); why != nil {
+		err = why
+	}
+	return fail("carry.Push", s.it.ID, sandbox.Internal, err)
+}
+
+// file sends one file as a delta.
+func (s *sending) file(ctx context.Context, i int) (chunk.Part, FileResult, error) {
+	f, base := s.it.Files[i], s.terms.Files[i].Base
+	fr := FileResult{Name: f.Name, Size: f.Size}
+	next, closeNext, err := transfer.OpenImage(s.it.paths[i])
+	if err != nil {
+		return chunk.Part{}, fr, sandbox.E("carry.Push", sandbox.NotFound, f.Name, err)
+	}
+	defer closeNext.Close()
+	var old transfer.Image
+	if base != nil {
+		path, ok := s.it.bases[*base]
+		if !ok {
+			return chunk.Part{}, fr, sandbox.Errorf("carry.Push", sandbox.Unavailable, f.Name, "the node asks for a base that was not offered")
+		}
+		image, closeOld, err := transfer.OpenImage(path)
+		if err == nil {
+			defer closeOld.Close()
+			old = image
+		} // else it was removed since: everything is sent
+	}
+	o, err := s.options(ctx, old, next)
+	if err != nil {
+		return chunk.Part{}, fr, err
+	}
+	next.At = &counted{next.At, &s.read}
+	cut := &cutter{s: s, ctx: ctx, whole: blake3.New(), part: chunk.Part{Name: fmt.Sprintf("%05d", i)}}
+	stats, err := transfer.Encode(ctx, cut, old, next, o)
+	if err == nil {
+		err = cut.flush()
+	}
+	if err != nil {
+		return chunk.Part{}, fr, err
+	}
+	cut.whole.Sum(cut.part.Digest[:0])
+	fr.Wire, fr.Method = stats.Written, stats.Method.String()
+	return cut.part, fr, nil
+}
+
+// options chooses the method by what a sample of the file predicts, on the link as it was measured last.
+func (s *sending) options(ctx context.Context, old, next transfer.Image) (transfer.Options, error) {
+	if old.At == nil {
+		return transfer.Options{Method: transfer.Whole}, nil
+	}
+	index, err := transfer.BuildIndex(ctx, old)
+	if err != nil {
+		return transfer.Options{}, err
+	}
+	sample, err := transfer.Sample(ctx, old, next, index)
+	if err != nil {
+		return transfer.Options{}, err
+	}
+	link := transfer.Link{Bandwidth: s.c.meter.Link().Bandwidth}
+	o := transfer.Options{Method: transfer.Predicted.Choose(sample, link, transfer.DefaultMachine(cores())), Index: index}
+	if o.Method == transfer.Whole {
+		o.Index = nil
+	}
+	return o, nil
+}
+
+// counted tells how far an image is read.
+type counted struct {
+	io.ReaderAt
+	far *atomic.Int64
+}
+
+func (c *counted) ReadAt(p []byte, off int64) (int, error) {
+	n, err := c.ReaderAt.ReadAt(p, off)
+	for end := off + int64(n); ; {
+		far := c.far.Load()
+		if end <= far || c.far.CompareAndSwap(far, end) {
+			return n, err
+		}
+	}
+}
+
+// cutter cuts a delta into chunks and sees that they are sent.
+type cutter struct {
+	s     *sending
+	ctx   context.Context
+	part  chunk.Part
+	whole *blake3.Hasher
+	buf   []byte
+}
+
+func (c *cutter) Write(p []byte) (int, error) {
+	n := len(p)
+	_, _ = c.whole.Write(p) // a hash does not fail
+	for len(p) > 0 {
+		if c.buf == nil {
+			c.buf = make([]byte, 0, cutSize)
+		}
+		k := min(len(p), cutSize-len(c.buf))
+		c.buf, p = append(c.buf, p[:k]...), p[k:]
+		if len(c.buf) == cutSize {
+			if err := c.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return n, nil
+}
+
+func (c *cutter) flush() error {
+	if len(c.buf) == 0 {
+		return nil
+	}
+	data := c.buf
+	c.buf = nil // the upload has it now
+	id := chunk.Sum(data)
+	c.part.Chunks = append(c.part.Chunks, chunk.Ref{ID: id, Size: len(data)})
+	c.part.Size += int64(len(data))
+	return c.s.offerChunk(c.ctx, heldChunk{id, data})
+}
+
+// offerChunk keeps the first chunks back, and sends them once they are too many to travel with the manifest.
+func (s *sending) offerChunk(ctx context.Context, h heldChunk) error {
+	s.held, s.holding = append(s.held, h), s.holding+len(h.data)
+	if s.holding <= inline {
+		return nil
+	}
+	batch := s.held
+	s.held = nil // holding stays: from here on nothing is kept back
+	if s.terms.Staged {
+		lacking, err := s.lacking(ctx, batch)
+		if err != nil {
+			return err
+		}
+		batch = lacking
+	}
+	for _, h := range batch {
+		if err := s.group.run(ctx, func() error { return s.upload(ctx, h) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lacking returns which chunks the other end does not have from an earlier attempt.
+func (s *sending) lacking(ctx context.Context, batch []heldChunk) ([]heldChunk, error) {
+	ids := make([]chunk.ID, len(batch))
+	for i, h := range batch {
+		ids[i] = h.id
+	}
+	var missing []chunk.ID
+	if err := s.link.Call(ctx, http.MethodPost, s.path("/missing"), ids, &missing); err != nil {
+		return nil, err
+	}
+	want := make(map[chunk.ID]bool, len(missing))
+	for _, id := range missing {
+		want[id] = true
+	}
+	var out []heldChunk
+	for _, h := range batch {
+		if want[h.id] {
+			out = append(out, h)
+		}
+	}
+	return out, nil
+}
+
+func (s *sending) upload(ctx context.Context, h heldChunk) error {
+	if err := s.c.cfg.Pacer.Wait(ctx, pace.Migration, len(h.data)); err != nil {
+		return err
+	}
+	began := time.Now()
+	resp, err := s.link.Do(ctx, http.MethodPut, s.path("/chunks/"+h.id.String()), bytes.NewReader(h.data))
+	for range maxRetries { // one connection of several may be lost
+		if !sandbox.Is(err, sandbox.Unavailable) || s.link.Flows() == 0 || ctx.Err() != nil {
+			break
+		}
+		resp, err = s.link.Do(ctx, http.MethodPut, s.path("/chunks/"+h.id.String()), bytes.NewReader(h.data))
+	}
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	s.wire.Add(int64(len(h.data)))
+	s.c.meter.Sent(int64(len(h.data)), s.group.span(began))
+	return nil
+}
+
+// commit sends the manifest and the chunks that were kept back, and has everything rebuilt.
+func (s *sending) commit(ctx context.Context, m chunk.Manifest) error {
+	text, err := m.Encode()
+	if err != nil {
+		return err
+	}
+	body := binary.AppendUvarint(nil, uint64(len(text)))
+	body = append(body, text...)
+	body = binary.AppendUvarint(body, uint64(len(s.held)))
+	for _, h := range s.held {
+		body = binary.AppendUvarint(body, uint64(len(h.data)))
+		body = append(body, h.data...)
+	}
+	if err := s.c.cfg.Pacer.Wait(ctx, pace.Migration, len(body)); err != nil {
+		return err
+	}
+	resp, err := s.link.Do(ctx, http.MethodPost, s.path("/commit"), bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	s.wire.Add(int64(len(body)))
+	return resp.Body.Close()
+}
+
+// watch reports now and then until the returned function is called.
+func (s *sending) watch() func() {
+	if s.report == nil {
+		return func() {}
+	}
+	total, stop := s.it.size(), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(reportAt)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+			p := Progress{Stage: "sending", Done: min(s.done.Load()+s.read.Load(), total), Total: total, Wire: s.wire.Load()}
+			if took := time.Since(s.began); p.Done > total/50 && took > time.Second {
+				p.Left = time.Duration(float64(took) * float64(total-p.Done) / float64(p.Done)).Round(time.Second)
+			}
+			s.report(p)
+		}
+	})
+	return func() {
+		close(stop)
+		wg.Wait()
+	}
+}
