@@ -167,7 +167,7 @@ func retire(t Template) (stay, gone []Build) {
 // build makes a build's image and, when it has a start command, its snapshot.
 func (n *Node) build(ctx context.Context, templateID, buildID string, req BuildRequest, log *buildLog) (Build, error) {
 	from := cmp.Or(req.FromImage, req.FromTemplate, BaseTemplate)
-	name := "template/" + templateID + ":" + buildID
+	name := buildImages + templateID + ":" + buildID
 	img, err := n.BuildImage(ctx, image.BuildRequest{
 		Recipe:  image.Recipe{Stages: []image.Stage{{From: from, Steps: req.Steps}}},
 		Names:   []string{name},

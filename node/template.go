@@ -23,6 +23,9 @@ const (
 	HostImage = "host"
 	// defaultTag is what a template's plain name means.
 	defaultTag = "default"
+	// buildImages begins the names of the images that builds make; the
+	// template's ID and, after a colon, the build's follow.
+	buildImages = "template/"
 	// buildsKept is how many finished builds of a template stay.
 	buildsKept = 10
 )
@@ -242,6 +245,22 @@ func (n *Node) Templates(_ context.Context, team string) []Template {
 	}
 	slices.SortFunc(out, func(a, b Template) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) })
 	return out
+}
+
+// ImageFor is an image as a team sees it that can use these templates: what
+// templates' builds made is as private as the template, all else is shared by all
+// teams. It is false when the team knows none of the image's names.
+func ImageFor(img image.Image, templates []Template) (image.Image, bool) {
+	var known []string
+	for _, name := range img.Names {
+		ref, built := strings.CutPrefix(name, buildImages)
+		id, _, _ := strings.Cut(ref, ":")
+		if !built || slices.ContainsFunc(templates, func(t Template) bool { return t.ID == id }) {
+			known = append(known, name)
+		}
+	}
+	img.Names = known
+	return img, len(known) > 0
 }
 
 // UpdateTemplate applies fn to a copy of the template and saves it.

@@ -199,6 +199,10 @@ func (a *api) plan(ctx context.Context, team string, t node.Template, body start
 			req.FromTemplate += ":" + build
 		}
 	} else {
+		img, err := a.node.Images().Get(body.FromImage)
+		if _, visible := node.ImageFor(img, a.node.Templates(ctx, team)); err == nil && !visible {
+			return req, notFound("image %q not found", body.FromImage)
+		}
 		req.FromImage, req.Steps = body.FromImage, prepared()
 	}
 	steps, err := toSteps(body.Steps, buildUser, func(hash string) (string, bool) {

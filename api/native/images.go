@@ -142,8 +142,72 @@ func (c *Client) RemoveImage(ctx context.Context, ref string) error {
 	return c.tell(ctx, "native.RemoveImage", http.MethodDelete, "/image", url.Values{"ref": {ref}}, nil)
 }
 
-// Images are the node's, shared by all teams: anybody may add one by pulling,
-// since its content is its name's; only the root key may say what a name means.
+// Images are the node's, shared by all teams but for those of templates' builds:
+// anybody may add one by pulling, since its content is its name's; only the root
+// key may say what a name means.
+
+func (s scoped) Images(ctx context.Context) ([]image.Image, error) {
+	templates, err := s.Templates(ctx, s.team)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.Backend.Images(ctx)
+	mine := all[:0]
+	for _, img := range all {
+		if img, ok := node.ImageFor(img, templates); ok {
+			mine = append(mine, img)
+		}
+	}
+	return mine, err
+}
+
+func (s scoped) GetImage(ctx context.Context, ref string) (image.Image, error) {
+	templates, err := s.Templates(ctx, s.team)
+	if err != nil {
+		return image.Image{}, err
+	}
+	img, err := s.Backend.GetImage(ctx, ref)
+	if err != nil {
+		return image.Image{}, err
+	}
+	img, ok := node.ImageFor(img, templates)
+	if !ok {
+		return image.Image{}, sandbox.Errorf("native.GetImage", sandbox.NotFound, ref, "no such image")
+	}
+	return img, nil
+}
+
+// mayStart checks that what sandboxes or builds are to start from, a template or
+// an image, is not another team's. What is not on this node is nobody's yet.
+func (s scoped) mayStart(ctx context.Context, ref string) error {
+	if ref == "" {
+		return nil
+	}
+	_, err := s.Backend.GetTemplate(ctx, ref)
+	if err == nil {
+		_, err = s.GetTemplate(ctx, ref)
+		return err
+	}
+	if !sandbox.Is(err, sandbox.NotFound) {
+		return err
+	}
+	if _, err = s.Backend.GetImage(ctx, ref); err == nil {
+		_, err = s.GetImage(ctx, ref)
+		return err
+	}
+	if sandbox.Is(err, sandbox.NotFound) {
+		return nil
+	}
+	return err
+}
+
+func (s scoped) ExportImage(ctx context.Context, ref string, w io.Writer) error {
+	img, err := s.GetImage(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return s.Backend.ExportImage(ctx, img.ID, w)
+}
 
 func (s scoped) ImportImage(context.Context, string, io.Reader) (image.Image, error) {
 	return image.Image{}, s.denied("importing images")

@@ -43,8 +43,9 @@ func (s scoped) ownSnapshot(ctx context.Context, ref string) (node.Snapshot, err
 	return snap, err
 }
 
-// admit refuses requests that would give a sandbox a part of the host.
-func (s scoped) admit(req *node.CreateRequest) error {
+// admit refuses requests that would give a sandbox a part of the host, or of
+// another team.
+func (s scoped) admit(ctx context.Context, req *node.CreateRequest) error {
 	switch {
 	case len(req.Mounts) > 0:
 		return s.denied("mounting a directory of the host")
@@ -58,18 +59,18 @@ func (s scoped) admit(req *node.CreateRequest) error {
 		return s.denied("a repository on the host")
 	}
 	req.Team = s.team
-	return nil
+	return s.mayStart(ctx, req.Image)
 }
 
 func (s scoped) Create(ctx context.Context, req node.CreateRequest) (node.Sandbox, error) {
-	if err := s.admit(&req); err != nil {
+	if err := s.admit(ctx, &req); err != nil {
 		return node.Sandbox{}, err
 	}
 	return s.Backend.Create(ctx, req)
 }
 
 func (s scoped) Run(ctx context.Context, req node.RunRequest, report func(node.RunEvent)) (node.Sandbox, error) {
-	if err := s.admit(&req.Sandbox); err != nil {
+	if err := s.admit(ctx, &req.Sandbox); err != nil {
 		return node.Sandbox{}, err
 	}
 	return s.Backend.Run(ctx, req, report)
@@ -133,7 +134,7 @@ func (s scoped) UpdateNetwork(ctx context.Context, ref string, p sandbox.Network
 func (s scoped) Fork(ctx context.Context, ref string, count int, req node.CreateRequest) ([]node.ForkResult, error) {
 	sb, err := s.own(ctx, ref)
 	if err == nil {
-		err = s.admit(&req)
+		err = s.admit(ctx, &req)
 	}
 	if err != nil {
 		return nil, err
@@ -192,7 +193,7 @@ func (s scoped) Snapshot(ctx context.Context, ref, name string) (node.Snapshot, 
 func (s scoped) Restore(ctx context.Context, ref string, req node.CreateRequest) (node.Sandbox, error) {
 	snap, err := s.ownSnapshot(ctx, ref)
 	if err == nil {
-		err = s.admit(&req)
+		err = s.admit(ctx, &req)
 	}
 	if err != nil {
 		return node.Sandbox{}, err

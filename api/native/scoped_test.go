@@ -1,10 +1,15 @@
 package native
 
 import (
+	"archive/tar"
+	"bytes"
+	"io"
 	"reflect"
 	"runtime"
+	"slices"
 	"testing"
 
+	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -12,7 +17,7 @@ import (
 // harmless are the methods that say or do nothing about one team to another.
 var harmless = map[string]bool{
 	"Close": true, "Info": true, "Runtimes": true, "Pools": true,
-	"Images": true, "GetImage": true, "PullImage": true, "ExportImage": true, // shared by all teams
+	"PullImage": true, // shared by all teams
 }
 
 func TestEveryMethodIsScopedOrHarmless(t *testing.T) {
@@ -83,6 +88,76 @@ func TestATeamCannotReachIntoTheHost(t *testing.T) {
 	wantKind(t, err, sandbox.Denied)
 	_, err = red.Events(t.Context(), 0)
 	wantKind(t, err, sandbox.Denied)
+}
+
+// conformance: NFR1.3
+func TestImagesOfAnotherTeamsTemplatesDoNotExist(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	root, red, blue := w.client(""), w.client("red"), w.client("blue")
+	tree := must[image.Image](t)(root.ImportImage(ctx, "shared", emptyTar(t)))
+	private, _, err := w.local.node.CreateTemplate(ctx, node.Template{Names: []string{"plans"}, Team: "red"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	built := must[image.Image](t)(root.ImportImage(ctx, "template/"+private.ID+":1", emptyTar(t, "plan")))
+	for name, c := range map[string]struct {
+		client *Client
+		want   []string
+	}{
+		"root": {root, []string{"shared:latest", built.Names[0]}}, "red": {red, []string{"shared:latest", built.Names[0]}}, "blue": {blue, []string{"shared:latest"}},
+	} {
+		var names []string
+		for _, img := range must[[]image.Image](t)(c.client.Images(ctx)) {
+			names = append(names, img.Names...)
+		}
+		if slices.Sort(names); !slices.Equal(names, c.want) {
+			t.Errorf("%s sees %q, want %q", name, names, c.want)
+		}
+	}
+	if _, err := red.GetImage(ctx, built.ID); err != nil {
+		t.Error("an own image:", err)
+	}
+	if _, err := blue.GetImage(ctx, tree.ID); err != nil {
+		t.Error("a shared image:", err)
+	}
+	build := func(b node.BuildRequest) error {
+		return second(blue.BuildTemplate(ctx, TemplateRequest{Name: "copycat", Build: b}, nil))
+	}
+	for _, ref := range []string{built.ID, built.Names[0], "plans", private.ID} {
+		for name, err := range map[string]error{
+			"Create":           second(blue.Create(ctx, node.CreateRequest{Image: ref})),
+			"build upon":       build(node.BuildRequest{FromImage: ref}),
+			"build upon it as": build(node.BuildRequest{FromTemplate: ref}),
+			"copy from":        build(node.BuildRequest{Steps: []image.Step{{Op: image.OpCopy, From: ref, Args: []string{"/plan", "/"}}}}),
+		} {
+			if !sandbox.Is(err, sandbox.NotFound) {
+				t.Errorf("%s %s by another team: %v", name, ref, err)
+			}
+		}
+	}
+	for _, ref := range []string{built.ID, built.Names[0]} {
+		wantKind(t, second(blue.GetImage(ctx, ref)), sandbox.NotFound)
+		wantKind(t, blue.ExportImage(ctx, ref, io.Discard), sandbox.NotFound)
+	}
+	err = build(node.BuildRequest{Steps: []image.Step{{Op: image.OpCopy, Archive: "/root/secrets.tar", Args: []string{"/", "/"}}}})
+	wantKind(t, err, sandbox.Denied)
+}
+
+// emptyTar is an archive of empty files.
+func emptyTar(t *testing.T, names ...string) io.Reader {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range append(names, "etc/hostname") {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
 }
 
 func second[T any](_ T, err error) error { return err }

@@ -168,6 +168,18 @@ func (s scoped) GetTemplate(ctx context.Context, ref string) (node.Template, err
 }
 
 func (s scoped) BuildTemplate(ctx context.Context, req TemplateRequest, report func(node.LogLine)) (node.Template, error) {
+	refs := []string{req.Build.FromImage, req.Build.FromTemplate}
+	for _, step := range req.Build.Steps {
+		if step.Archive != "" {
+			return node.Template{}, s.denied("copying from a file of the host")
+		}
+		refs = append(refs, step.From)
+	}
+	for _, ref := range refs {
+		if err := s.mayStart(ctx, ref); err != nil {
+			return node.Template{}, err
+		}
+	}
 	req.Team = s.team
 	return s.Backend.BuildTemplate(ctx, req, report)
 }
