@@ -10,7 +10,7 @@ carried := atoll-guest atoll-sentry
 linter := build/tools/golangci-lint-v2.15.0
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo test bench bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
+.PHONY: help build demo test bench bench-wan bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,6 +33,9 @@ bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/perf
 
 bench-llm: ## measure language models beside llama.cpp; writes docs/performance-llm.md
 	$(GO) run ./bench/llm
+
+bench-wan: build ## measure moves between two nodes over an emulated slow link, beside naive copies; needs root
+	$(GO) run ./bench/wan
 
 conformance: build ## run the tests that prove requirements; writes docs/conformance.md
 	$(GO) run ./internal/conformance -run

@@ -13,6 +13,7 @@ import (
 
 	_ "modernc.org/sqlite" // the driver of the node's database
 
+	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/network"
 	"github.com/atoll-run/atoll/node"
@@ -40,6 +41,8 @@ type Config struct {
 	TLS    bool           // serve TLS with a certificate of the home's own CA
 	Pools  map[string]int // template to the number of sandboxes kept ready
 	Ready  func(Endpoint) // called once it serves; may be nil
+	Name   string         // by which other nodes know this one; default: the host's
+	Uplink float64        // bytes per second that may be sent to other nodes; 0: no limit
 }
 
 // Parts is a node with what it stands on.
@@ -47,6 +50,9 @@ type Parts struct {
 	Node *node.Node
 	Keys *tenant.Keys
 	Home Home // of this node; below the configured one for a node without a daemon
+
+	snapshots *snapshot.Store
+	peers     native.Peering // empty until Run has opened it
 
 	closers []io.Closer // in the order of opening
 }
@@ -141,6 +147,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	if nw != nil {
 		p.closers = append(p.closers, nw)
 	}
+	p.snapshots = snapshots
 	runtimes, failed := openRuntimes(ctx, cfg, home, prewarm)
 	p.Node, err = node.Open(ctx, node.Config{
 		Dir: string(home), DB: db, Runtimes: runtimes, RuntimeErrors: failed, Network: nw, NetworkError: networkErr,

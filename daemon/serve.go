@@ -52,18 +52,22 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Domain = net.JoinHostPort("localhost", port)
 	}
 	srv := &http.Server{
-		Handler: p.handler(cfg), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+		ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
 		BaseContext: func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
 	}
 	ep := Endpoint{PID: os.Getpid(), URL: "http://" + dialable(ln.Addr().String()), Domain: cfg.Domain}
-	serve := srv.Serve
+	var public *tls.Config
 	if cfg.TLS {
-		if srv.TLSConfig, err = p.tlsConfig(cfg); err != nil {
+		if public, err = p.tlsConfig(cfg); err != nil {
 			return err
 		}
 		ep.URL = "https://" + dialable(ln.Addr().String())
-		serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
 	}
+	if err := p.openPeers(cfg, ln.Addr()); err != nil {
+		return err
+	}
+	srv.Handler = p.handler(cfg)
+	ln = p.peers.Group.Split(ln, public)
 	data, err := json.Marshal(ep)
 	if err == nil {
 		err = writeFile(p.Home.endpointFile(), data, 0o600)
@@ -85,7 +89,8 @@ func Run(ctx context.Context, cfg Config) error {
 	defer preparing.Wait() // before the node that it works on is closed
 	defer stop()
 	failed := make(chan error, 1)
-	go func() { failed <- serve(ln) }()
+	preparing.Go(func() { tend(background, cfg, p.peers.Carrier) })
+	go func() { failed <- srv.Serve(ln) }()
 	if cfg.Ready != nil {
 		cfg.Ready(ep)
 	}
@@ -108,7 +113,7 @@ func Run(ctx context.Context, cfg Config) error {
 func (p *Parts) handler(cfg Config) http.Handler {
 	e2bAPI := e2b.New(e2b.Config{Node: p.Node, Keys: p.Keys, Domain: cfg.Domain, Log: cfg.Log})
 	mux := http.NewServeMux()
-	mux.Handle("/api/", native.New(native.Config{Node: p.Node, Keys: p.Keys, Log: cfg.Log}))
+	mux.Handle("/api/", native.New(native.Config{Node: p.Node, Keys: p.Keys, Peers: p.peers, Log: cfg.Log}))
 	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node)))
 	mux.Handle("/", e2bAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

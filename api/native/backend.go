@@ -29,6 +29,7 @@ type Backend interface {
 	Images
 	Templates
 	Host
+	Peers
 	Keys
 
 	// Close releases what the backend holds in this process; sandboxes go on.

@@ -23,11 +23,15 @@ type Config struct {
 	Node *node.Node
 	Keys *tenant.Keys
 	Log  *slog.Logger
+	// Peers connects the node to others; empty for one that has none.
+	Peers Peering
 }
 
 // New serves a node under /api/v1.
 func New(cfg Config) http.Handler {
-	return Handler(NewLocal(cfg.Node, cfg.Keys, nil), cfg.Keys, cfg.Log)
+	local := NewLocal(cfg.Node, cfg.Keys, nil)
+	local.peers = cfg.Peers
+	return Handler(local, cfg.Keys, cfg.Log)
 }
 
 // Handler serves a backend under /api/v1. A key that is not the node's root key

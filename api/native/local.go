@@ -15,6 +15,7 @@ import (
 type Local struct {
 	node  *node.Node
 	keys  *tenant.Keys
+	peers Peering // empty without a daemon
 	close func() error
 }
 

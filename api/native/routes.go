@@ -57,6 +57,7 @@ func routes() []route {
 	all = append(all, worktreeRoutes()...)
 	all = append(all, imageRoutes()...)
 	all = append(all, templateRoutes()...)
+	all = append(all, nodeRoutes()...)
 	return all
 }
 

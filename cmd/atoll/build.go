@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -176,7 +177,11 @@ func (a *app) imagePushCommand() *cobra.Command {
 	var req native.PullRequest
 	cmd := &cobra.Command{Use: "push IMAGE [TARGET]", Short: "Upload an image to a registry", Args: cobra.RangeArgs(1, 2)}
 	password := a.registryFlags(cmd, &req)
+	to := cmd.Flags().String("to", "", "another `node` instead of a registry, see `atoll node`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *to != "" {
+			return a.carry(cmd.Context(), &format{}, native.CarryRequest{Kind: carry.Image, Ref: args[0], Node: *to})
+		}
 		if err := password(); err != nil {
 			return err
 		}
@@ -266,7 +271,11 @@ func (a *app) imagePullCommand() *cobra.Command {
 	var req native.PullRequest
 	cmd := &cobra.Command{Use: "pull IMAGE", Short: "Fetch an image from a registry; `base` is made from packages", Args: exact("an image")}
 	password := a.registryFlags(cmd, &req)
+	from := cmd.Flags().String("from", "", "another `node` instead of a registry, see `atoll node`")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if *from != "" {
+			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: carry.Image, Ref: args[0], Node: *from, Pull: true})
+		}
 		if err := f.check(); err != nil {
 			return err
 		}

@@ -163,10 +163,10 @@ func (a *app) root() *cobra.Command {
 	in("run", a.runCommand(), a.createCommand(), a.execCommand(), a.shellCommand(), a.cpCommand(), a.syncCommand(),
 		a.portCommand(), a.removeCommand())
 	in("state", a.pauseCommand(), a.resumeCommand(), a.snapshotCommand(), a.restoreCommand(), a.forkCommand(),
-		a.diffCommand(), a.mergeCommand())
+		a.diffCommand(), a.mergeCommand(), a.migrateCommand())
 	in("look", a.listCommand(), a.inspectCommand(), a.logsCommand(), a.statsCommand(), a.topCommand(), a.eventsCommand(),
 		a.waitCommand())
-	in("things", a.imageCommand(), a.templateCommand(), a.poolCommand(), a.keyCommand(), a.renameCommand(), a.ttlCommand(),
+	in("things", a.imageCommand(), a.templateCommand(), a.poolCommand(), a.keyCommand(), a.nodeCommand(), a.renameCommand(), a.ttlCommand(),
 		a.pruneCommand())
 	in("node", a.upCommand(), a.downCommand(), a.infoCommand(), a.runtimeCommand(), a.doctorCommand(), a.benchCommand(), versionCommand())
 	return root

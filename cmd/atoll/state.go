@@ -51,7 +51,9 @@ func (a *app) snapshotCommand() *cobra.Command {
 	f.flags(cmd, "print the ID only")
 	cmd.Flags().StringVarP(&name, "name", "n", "", "a `name` for the snapshot")
 	a.completes(cmd, 1, sandboxNames(sandbox.Running, sandbox.Paused))
-	cmd.AddCommand(a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotRemoveCommand())
+	cmd.AddCommand(a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotRemoveCommand(),
+		a.carryCommand("push", "Copy a snapshot to another node, as little of it as need be", false),
+		a.carryCommand("pull", "Copy a snapshot from another node, as little of it as need be", true))
 	return cmd
 }
 

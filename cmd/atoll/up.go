@@ -23,6 +23,7 @@ func (a *app) upCommand() *cobra.Command {
 	var runtimes string
 	var pools []string
 	var detach, logJSON bool
+	var uplink size
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start the daemon: E2B's API, our own, and sandboxes that outlive commands", Args: exact(),
 		Long: "Up serves one port: E2B's API, our own under /api, traffic to sandboxes, and /metrics. State is in --home. When\n" +
@@ -46,6 +47,7 @@ func (a *app) upCommand() *cobra.Command {
 			if cfg.Pools, err = parsePools(pools); err != nil {
 				return err
 			}
+			cfg.Uplink = float64(uplink)
 			cfg.Ready = func(ep daemon.Endpoint) { a.welcome(cfg, ep) }
 			return daemon.Run(cmd.Context(), cfg)
 		},
@@ -57,6 +59,8 @@ func (a *app) upCommand() *cobra.Command {
 	fl.IntVar(&cfg.Prewarm, "prewarm", 2, "how many sandbox `kernels` to start ahead of need")
 	fl.StringVar(&cfg.Domain, "domain", "", "the `name` under which sandboxes are reached: {port}-{id}.NAME")
 	fl.BoolVar(&cfg.TLS, "tls", false, "serve TLS, with a certificate of the home's own authority")
+	fl.StringVar(&cfg.Name, "name", "", "the `name` by which other nodes know this one (default: the host's)")
+	fl.Var(&uplink, "uplink", "the most that is sent to other nodes, in `bytes` a second: 12M")
 	fl.BoolVar(&logJSON, "log-json", false, "log as JSON lines")
 	return cmd
 }

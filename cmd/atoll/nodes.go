@@ -1,0 +1,223 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/carry"
+	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// nodeNames completes the nodes that this one trusts.
+func nodeNames(ctx context.Context, a *app) []string {
+	b, err := a.openDaemon(ctx)
+	if err != nil {
+		return nil
+	}
+	nodes, _ := b.Nodes(ctx)
+	var names []string
+	for _, n := range nodes {
+		names = append(names, n.Name+"\t"+n.Addr)
+	}
+	return names
+}
+
+func (a *app) nodeCommand() *cobra.Command {
+	return group("node", "Join other nodes, to which snapshots, images and sandboxes can move", a.nodeTokenCommand(), a.nodeJoinCommand(),
+		a.nodeListCommand(), a.nodeRemoveCommand())
+}
+
+func (a *app) nodeTokenCommand() *cobra.Command {
+	var quiet bool
+	cmd := &cobra.Command{
+		Use: "token", Short: "Print a token with which one node can join this one, once, within 15 minutes", Args: exact(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			t, err := b.NodeToken(cmd.Context())
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(a.stdout, t.Token)
+			if !quiet && a.interactive {
+				fmt.Fprintf(a.stderr, "On the other node:\n  atoll node join %s %s\n", t.Addr, t.Token)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the token only")
+	return cmd
+}
+
+func (a *app) nodeJoinCommand() *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: "join ADDRESS TOKEN", Short: "Make this node and another trust each other", Args: exact("the address of a node", "its token"),
+		Long: "Join makes the daemon here and the one at ADDRESS trust each other, both ways: each may copy snapshots and images\n" +
+			"to the other and move sandboxes there. The token is from `atoll node token` on the other node, and says which\n" +
+			"node it is, so that no third one can pose as it.",
+		Example: "  atoll node join 10.0.0.7:7700 $(ssh east atoll node token)",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			n, err := b.JoinNode(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			if done, err := f.structured(a.stdout, n); done {
+				return err
+			}
+			fmt.Fprintln(a.stdout, n.ID)
+			return nil
+		},
+	}
+	f.flags(cmd, "print the ID only")
+	return cmd
+}
+
+func (a *app) nodeListCommand() *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the nodes that this one trusts, and whether they answer", Args: exact(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			nodes, err := b.Nodes(cmd.Context())
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			return list(a.stdout, &f, nodes, func(n native.NodeInfo) string { return n.ID }, []column[native.NodeInfo]{
+				{head: "ID", cell: func(n native.NodeInfo) string { return shortID(n.ID) }},
+				{head: "NAME", cell: func(n native.NodeInfo) string { return n.Name }},
+				{head: "ADDRESS", cell: func(n native.NodeInfo) string { return n.Addr }},
+				{head: "ANSWERS", cell: func(n native.NodeInfo) string {
+					if n.Error != "" {
+						return "no: " + n.Error
+					}
+					return "in " + n.Answers.Round(100*time.Microsecond).String()
+				}},
+				{head: "JOINED", cell: func(n native.NodeInfo) string { return formatAge(now.Sub(n.Joined)) }},
+			})
+		},
+	}
+	f.flags(cmd, "print IDs only")
+	return cmd
+}
+
+func (a *app) nodeRemoveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "rm NODE...", Aliases: []string{"remove"}, Short: "End the trust in nodes", Args: atLeast("a node"),
+		RunE: func(cmd *cobra.Command, refs []string) error {
+			return a.each(cmd, refs, func(b native.Backend, ref string) error { return b.ForgetNode(cmd.Context(), ref) })
+		},
+	}
+	a.completes(cmd, -1, nodeNames)
+	return cmd
+}
+
+// carryCommand makes push and pull of snapshots.
+func (a *app) carryCommand(use, short string, pull bool) *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: use + " SNAPSHOT NODE", Short: short, Args: exact("a snapshot", "a node"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: carry.Snapshot, Ref: args[0], Node: args[1], Pull: pull})
+		},
+	}
+	f.flags(cmd, "print the ID only")
+	if !pull {
+		a.completes(cmd, 1, snapshotNames)
+	}
+	return cmd
+}
+
+// carry copies something between nodes and says what it took.
+func (a *app) carry(ctx context.Context, f *format, req native.CarryRequest) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	b, err := a.openDaemon(ctx)
+	if err != nil {
+		return err
+	}
+	verb := "pushing "
+	if req.Pull {
+		verb = "pulling "
+	}
+	shown := a.bar(verb + req.Ref)
+	res, err := b.Carry(ctx, req, func(p carry.Progress) { shown.report(progressOf(p)) })
+	shown.done()
+	if err != nil {
+		return err
+	}
+	if done, err := f.structured(a.stdout, res); done {
+		return err
+	}
+	fmt.Fprintln(a.stdout, res.ID)
+	if !f.quiet && a.interactive {
+		fmt.Fprintf(a.stderr, "%s of %s sent in %s\n", formatBytes(res.Wire), formatBytes(res.Size), res.Took.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// progressOf is what a bar shows of a move.
+func progressOf(p carry.Progress) image.Progress {
+	stage := p.Stage + ", " + formatBytes(p.Wire) + " sent"
+	if p.Left > 0 {
+		stage += ", " + p.Left.String() + " left"
+	}
+	return image.Progress{Stage: stage, Done: p.Done, Total: p.Total}
+}
+
+func (a *app) migrateCommand() *cobra.Command {
+	var f format
+	cmd := &cobra.Command{
+		Use: "migrate SANDBOX NODE", Short: "Move a running sandbox to another node", Args: exact("a sandbox", "a node"),
+		Long: "Migrate copies a sandbox's state to another node while it runs, stops it, sends what has changed since, and lets it\n" +
+			"go on there under the same ID and name. It runs in one place at any time; when something fails, it goes on here.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			b, err := a.openDaemon(cmd.Context())
+			if err != nil {
+				return err
+			}
+			shown := a.bar("moving " + args[0])
+			res, err := b.Migrate(cmd.Context(), args[0], args[1], func(p carry.Progress) { shown.report(progressOf(p)) })
+			shown.done()
+			if err != nil {
+				return err
+			}
+			if done, err := f.structured(a.stdout, res); done {
+				return err
+			}
+			fmt.Fprintln(a.stdout, res.Sandbox)
+			if !f.quiet && a.interactive {
+				fmt.Fprintf(a.stderr, "it stood still for %s\n", res.Downtime.Round(time.Millisecond))
+			}
+			return nil
+		},
+	}
+	f.flags(cmd, "print the ID only")
+	a.completes(cmd, 1, sandboxNames(sandbox.Running))
+	return cmd
+}

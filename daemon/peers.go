@@ -1,0 +1,112 @@
+package daemon
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
+	"os"
+	"time"
+
+	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/carry"
+	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/pace"
+	"github.com/atoll-run/atoll/peer"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// sweepEvery is how often chunks of pushes that did not go on are looked for.
+const sweepEvery = time.Hour
+
+// openPeers opens what connects this node to others.
+func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
+	ca, err := p.Home.authority()
+	if err != nil {
+		return err
+	}
+	cert, err := ca.node()
+	if err != nil {
+		return err
+	}
+	stage, err := chunk.OpenDisk(p.Home.path("stage"), chunk.DiskOptions{})
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, stage)
+	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Stage: stage,
+		Pacer: pace.New(cfg.Uplink, pace.DefaultShares), Log: cfg.Log})
+	name := cfg.Name
+	if name == "" {
+		if name, err = os.Hostname(); err != nil {
+			name = p.Home.prefix()
+		}
+	}
+	group, err := peer.Open(peer.Config{Dir: p.Home.path("peers"), Name: name, Cert: cert, Log: cfg.Log, Handler: carrier.Handler()})
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, group, carrier)
+	carrier.Use(group)
+	group.Advertise(advertised(addr.String()))
+	p.peers = native.Peering{Group: group, Carrier: carrier}
+	return nil
+}
+
+// tend ends moves that a restart interrupted, and sweeps, until ctx ends.
+func tend(ctx context.Context, cfg Config, c *carry.Carrier) {
+	c.Recover(ctx)
+	for tick := time.NewTicker(sweepEvery); ; {
+		if err := c.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			cfg.Log.Warn("sweeping chunks", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// node makes the certificate by which other nodes know this one, fresh at each start, for both ends of connections.
+func (a *authority) node() (tls.Certificate, error) {
+	const op = "daemon.node"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, sandbox.E(op, sandbox.Internal, "", err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: peer.IDOf(a.cert)},
+		NotBefore: time.Now().Add(-clockSkew), NotAfter: time.Now().Add(caLife),
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		return tls.Certificate{}, sandbox.E(op, sandbox.Internal, "", err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, nil
+}
+
+// advertised turns the address that is listened on into one at which other machines reach this: the first global one, when
+// all are listened on.
+func advertised(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+		return addr
+	}
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return dialable(addr)
+	}
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && n.IP.IsGlobalUnicast() {
+			return net.JoinHostPort(n.IP.String(), port)
+		}
+	}
+	return dialable(addr)
+}
