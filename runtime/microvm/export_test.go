@@ -27,3 +27,10 @@ func (r *Runtime) MonitorPID(id string) int {
 	}
 	return v.machine.Process().PID
 }
+
+// Prefix is the default name of the parent control group.
+func Prefix(dir string) string {
+	cfg := Config{Dir: dir}
+	cfg.fill()
+	return cfg.Prefix
+}

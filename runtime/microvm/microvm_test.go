@@ -1,84 +1,81 @@
 package microvm_test
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/runtime/microvm"
+	"github.com/atoll-run/atoll/runtime/microvm/microvmtest"
 	"github.com/atoll-run/atoll/runtime/runtimetest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func TestMain(m *testing.M) {
-	unix.Umask(0) // users other than root inside write to the tests' directories
-	code := m.Run()
-	for _, dir := range made {
-		_ = os.RemoveAll(dir)
+	if dir := os.Getenv(ownerEnv); dir != "" {
+		fmt.Fprintln(os.Stderr, owner(dir))
+		os.Exit(1)
+	}
+	code := microvmtest.Main(m)
+	if dir, err := cache(); err == nil {
+		os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
 
-// made is the directories that outlive single tests.
-var made []string
-
-// shared makes a directory that lasts for all tests.
-func shared(pattern string) (string, error) {
-	dir, err := os.MkdirTemp("", pattern)
-	if err == nil {
-		made = append(made, dir)
-	}
-	return dir, err
-}
-
-// agentPath builds the agent once.
-var agentPath = sync.OnceValues(func() (string, error) {
-	dir, err := shared("atoll-guest-")
+// cache is shared by all runtimes of the tests, so that templates are made once.
+var cache = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "atoll-machines-")
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "guest")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/atoll-run/atoll/cmd/atoll-guest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build the guest agent: %w\n%s", err, out)
-	}
-	return path, nil
+	return dir, shareKernels(dir)
 })
 
-// cache is shared by all runtimes of the tests, so that templates are made once.
-var cache = sync.OnceValues(func() (string, error) {
-	dir, err := os.UserCacheDir()
+// shareKernels makes a cache take its kernels from where other tests keep theirs.
+func shareKernels(dir string) error {
+	user, err := os.UserCacheDir()
 	if err != nil {
-		return shared("atoll-cache-")
+		return err
 	}
-	// Kernels are kept for the next run, since fetching one takes longest.
-	dir = filepath.Join(dir, "atoll-test-microvm")
-	return dir, os.MkdirAll(dir, 0o700)
-})
+	kernels := filepath.Join(user, "atoll-test", "kernel")
+	if err := os.MkdirAll(kernels, 0o700); err != nil {
+		return err
+	}
+	return os.Symlink(kernels, filepath.Join(dir, "kernel"))
+}
 
-// open makes a runtime in dir.
-func open(t testing.TB, dir string, edits ...func(*microvm.Config)) *microvm.Runtime {
+// config is of a runtime in dir.
+func config(t testing.TB, dir string) microvm.Config {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: control groups and network namespaces of machines")
-	}
-	agent, err := agentPath()
-	if err != nil {
-		t.Fatal(err)
 	}
 	common, err := cache()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := microvm.Config{Dir: dir, Guest: agent, Cache: common, Defaults: sandbox.Resources{Memory: 192 << 20, Disk: 256 << 20}}
+	return microvm.Config{
+		Dir: dir, Guest: guesttest.Binary(t), Cache: common, Accelerator: "tcg",
+		Defaults: sandbox.Resources{Memory: 160 << 20, Disk: 256 << 20},
+	}
+}
+
+// open makes a runtime in dir.
+func open(t testing.TB, dir string, edits ...func(*microvm.Config)) *microvm.Runtime {
+	t.Helper()
+	cfg := config(t, dir)
 	if os.Getenv("ATOLL_TEST_LOG") != "" {
 		cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	}
@@ -86,20 +83,63 @@ func open(t testing.TB, dir string, edits ...func(*microvm.Config)) *microvm.Run
 		edit(&cfg)
 	}
 	r, err := microvm.New(t.Context(), cfg)
-	if sandbox.Is(err, sandbox.Unsupported) && os.Getenv("CI") == "" {
-		t.Skip(err)
-	}
 	if err != nil {
-		t.Fatal(err)
+		t.Fatal(err) // scripts/deps installs QEMU
 	}
 	return r
+}
+
+// start opens a runtime with one sandbox, which end with the test.
+func start(t testing.TB, edits ...func(*microvm.Config)) (*microvm.Runtime, sandbox.Spec) {
+	t.Helper()
+	r, s := open(t, t.TempDir(), edits...), spec(t, "first")
+	t.Cleanup(func() { destroyAll(t, r) })
+	if err := r.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	return r, s
+}
+
+// destroyAll removes all sandboxes and closes the runtime.
+func destroyAll(t testing.TB, r *microvm.Runtime) {
+	t.Helper()
+	all, err := r.List(context.Background())
+	if err != nil {
+		t.Error(err)
+	}
+	for _, st := range all {
+		if err := r.Destroy(context.Background(), st.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // spec returns a spec that works, without network.
 func spec(t testing.TB, id string) sandbox.Spec {
 	t.Helper()
-	path := os.Getenv("ROOT")
-	return sandbox.Spec{ID: id, Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: path, Digest: "blake3:test"}, Network: sandbox.NetworkNone}
+	return sandbox.Spec{
+		ID: id, Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: microvmtest.Root(t), Digest: "blake3:test"}, Network: sandbox.NetworkNone,
+	}
+}
+
+// sh runs a shell script in a sandbox and returns what it printed.
+func sh(t testing.TB, r sandbox.Runtime, id, script string) string {
+	t.Helper()
+	out, err := run(t.Context(), r, id, script)
+	if err != nil {
+		t.Fatalf("%s: %q: %v", id, script, err)
+	}
+	return out
+}
+
+func run(ctx context.Context, r sandbox.Runtime, id, script string) (string, error) {
+	g := guest.New(func(ctx context.Context) (net.Conn, error) { return r.Dial(ctx, id, sandbox.GuestPort) }, guest.Options{})
+	defer g.CloseIdle()
+	out, err := g.Run(ctx, guest.Command{Args: []string{"/bin/sh", "-c", script}})
+	return string(out.Stdout) + string(out.Stderr), err
 }
 
 // conformance: FR1.1 FR1.4 FR2.5 FR5.1 FR5.2 FR5.3
@@ -116,8 +156,7 @@ func TestConformance(t *testing.T) {
 				return r
 			},
 			Kill:      func(t *testing.T, id string) { kill(t, r, id) },
-			Removable: "/etc/debian_version",
-			Dir:       "/tmp",
+			Removable: "/usr/bin/yes",
 			Traces:    func(t *testing.T) []string { return traces(t, dir) },
 		}
 	})
@@ -134,10 +173,22 @@ func kill(t *testing.T, r *microvm.Runtime, id string) {
 // traces lists what the sandboxes of a runtime in dir have on this host.
 func traces(t testing.TB, dir string) []string {
 	t.Helper()
-	files, _ := filepath.Glob(filepath.Join(dir, "s", "*"))
-	var out []string
-	for _, f := range files {
-		out = append(out, strings.TrimPrefix(f, dir))
+	out, err := filepath.Glob(filepath.Join(dir, "s", "*"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return out
+	prefix := microvm.Prefix(dir)
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + prefix + "/*")
+	v2, _ := filepath.Glob("/sys/fs/cgroup/" + prefix + "/*")
+	for _, g := range append(v1, v2...) {
+		if st, err := os.Stat(g); err == nil && st.IsDir() {
+			out = append(out, "control group "+g)
+			procs, _ := os.ReadFile(filepath.Join(g, "cgroup.procs"))
+			for pid := range strings.FieldsSeq(string(procs)) {
+				out = append(out, "process "+pid)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }

@@ -18,7 +18,6 @@ const (
 	// without it is none.
 	manifestName   = "microvm.json"
 	manifestFormat = 1
-	deltaName      = "delta" // page file of what the machine changed
 
 	// writtenDelta is the size in bytes up to which a delta is written into each
 	// machine that is restored. A larger one becomes part of a memory that all of
@@ -97,7 +96,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 	m := manifest{Format: manifestFormat, Root: b.rec.Spec.Root, Resources: b.rec.Resources, Origin: b.rec.Origin}
 	running := b.rec.State == sandbox.Running
 	b.mu.Unlock()
-	m.Origin.Delta = nil
+	m.Origin.Delta = &pageFile{Name: nextPages(m.Origin.Base)}
 	// The new layer is on record before it is used. One that is on record and was
 	// never used is empty, and harmless.
 	next, err := addLayer(b.dir, m.Origin)
@@ -105,7 +104,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 		return err
 	}
 	r.step("layer made")
-	if err := b.update(func(rec *record) { rec.Origin = next; rec.Origin.Delta = nil }); err != nil {
+	if err := b.update(func(rec *record) { rec.Origin.Layers = next.Layers }); err != nil {
 		return err
 	}
 	r.step("layer on record")
@@ -114,7 +113,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 			return err
 		}
 	}
-	err = r.freezeState(ctx, b, v, filepath.Join(b.dir, next.Layers[len(next.Layers)-1]), dir)
+	err = r.freezeState(ctx, v, next, b.dir, dir)
 	if running {
 		// Whatever happened, also to our caller, the machine must go on.
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
@@ -132,10 +131,21 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 	return nil
 }
 
-// freezeState writes what must be written while the machine stands still.
-func (r *Runtime) freezeState(ctx context.Context, b *box, v *vm, layer, dir string) error {
+// nextPages is a name that no page file of a memory has.
+func nextPages(base []pageFile) string {
+	for i := len(base); ; i++ {
+		name := fmt.Sprintf("%s%d", memoryName, i)
+		if !slices.ContainsFunc(base, func(p pageFile) bool { return p.Name == name }) {
+			return name
+		}
+	}
+}
+
+// freezeState writes what must be written while the machine, whose files are in
+// from, stands still: o names the new layer and the page file.
+func (r *Runtime) freezeState(ctx context.Context, v *vm, o origin, from, dir string) error {
 	r.step("paused")
-	if err := v.machine.AddLayer(ctx, ownDisk, layer); err != nil {
+	if err := v.machine.AddLayer(ctx, ownDisk, filepath.Join(from, o.Layers[len(o.Layers)-1])); err != nil {
 		return err
 	}
 	r.step("layer added")
@@ -147,7 +157,7 @@ func (r *Runtime) freezeState(ctx context.Context, b *box, v *vm, layer, dir str
 	if err != nil {
 		return err
 	}
-	if err := writePages(filepath.Join(dir, deltaName), b.rec.Origin.Shape.Memory, runs, v.machine.ReadPages); err != nil {
+	if err := writePages(filepath.Join(dir, o.Delta.Name), o.Shape.Memory, runs, v.machine.ReadPages); err != nil {
 		return err
 	}
 	r.step("memory written")
@@ -174,7 +184,7 @@ func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	delta, err := finishPages(dir, deltaName)
+	delta, err := finishPages(dir, m.Origin.Delta.Name)
 	if err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 		return sandbox.Stats{}, err
 	}
 	b.mu.Lock()
-	res, link, layers, state := b.rec.Resources, b.rec.Spec.Link, b.rec.Origin.Layers, b.rec.State
+	res, link, base, layers, state := b.rec.Resources, b.rec.Spec.Link, b.rec.Origin.Base, b.rec.Origin.Layers, b.rec.State
 	b.mu.Unlock()
 	st := sandbox.Stats{
 		Time:        time.Now(),
@@ -36,7 +36,10 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 		DiskLimit:   res.Disk,
 		Pids:        1, // the agent
 	}
-	for _, name := range layers[1:] {
+	if len(base) > 0 {
+		layers = layers[1:] // the template's
+	}
+	for _, name := range layers {
 		var info unix.Stat_t
 		if unix.Stat(filepath.Join(b.dir, name), &info) == nil {
 			st.Disk += info.Blocks * 512

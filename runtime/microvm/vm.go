@@ -265,6 +265,8 @@ func (v *vm) identify(ctx context.Context, spec sandbox.Spec, mtu int) error {
 	if l := spec.Link; l != nil {
 		in.Network = &wire.MachineNetwork{MTU: mtu, Address: l.Address, Gateway: l.Gateway, Resolver: l.Gateway}
 	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
 	g := v.maker()
 	defer g.CloseIdle()
 	return g.Machine(ctx, in)
@@ -283,8 +285,9 @@ func (r *Runtime) join(v *vm, spec sandbox.Spec, res sandbox.Resources) (mtu int
 
 // end kills the machine and removes its control group.
 func (v *vm) end() error {
+	err := v.machine.Kill() // first: it ends whoever waits for the guest
 	v.hangUp()
-	return errors.Join(v.machine.Kill(), v.group.Remove())
+	return errors.Join(err, v.group.Remove())
 }
 
 // hangUp ends the session with the guest.
@@ -299,6 +302,8 @@ func (v *vm) hangUp() {
 
 // setClock tells a guest that stood still what time it is.
 func (v *vm) setClock(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
 	now := time.Now()
 	g := v.maker()
 	defer g.CloseIdle()

@@ -47,8 +47,9 @@ func Kernel(tb testing.TB) kernel.Kernel {
 
 // tools is what the root has.
 var tools = []string{
-	"sh", "bash", "cat", "cp", "cut", "date", "dd", "df", "echo", "env", "find", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls",
-	"mkdir", "mv", "od", "printf", "ps", "rm", "sed", "sleep", "sync", "tail", "touch", "true", "uname", "wc",
+	"sh", "bash", "cat", "chmod", "cksum", "cp", "cut", "date", "dd", "df", "echo", "env", "find", "grep", "head", "hostname", "id", "ip", "kill", "ln", "ls",
+	"mkdir", "mkfifo", "mv", "od", "printf", "ps", "readlink", "rm", "sed", "seq", "setsid", "sha256sum", "sleep", "stat", "sync", "tail", "touch",
+	"tr", "true", "uname", "wc", "yes",
 }
 
 var root = sync.OnceValues(func() (string, error) {

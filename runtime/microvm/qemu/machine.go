@@ -245,11 +245,6 @@ func (m *machine) withFile(ctx context.Context, f *os.File, use func(path string
 	return errors.Join(err, m.qmp.call(ctx, "remove-fd", map[string]any{"fdset-id": set.ID}, nil))
 }
 
-// Balloon asks the guest to make do with size bytes.
-func (m *machine) Balloon(ctx context.Context, size int64) error {
-	return m.qmp.call(ctx, "balloon", map[string]any{"value": size}, nil)
-}
-
 // Kill ends QEMU at once and waits until it is gone.
 func (m *machine) Kill() error {
 	err := m.proc.Kill()

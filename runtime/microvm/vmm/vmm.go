@@ -117,9 +117,6 @@ type Machine interface {
 	// uppermost one into the latter, while the machine runs.
 	MergeLayers(ctx context.Context, disk, keep int) error
 
-	// Balloon asks the guest to make do with size bytes of memory.
-	Balloon(ctx context.Context, size int64) error
-
 	// Ended is closed when the guest or the monitor has ended; Cause then says
 	// why, in words for the user.
 	Ended() <-chan struct{}

@@ -1,0 +1,138 @@
+package microvm
+
+import (
+	"bytes"
+	"encoding/json"
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+func TestThePoolFollowsDemandWithinItsBound(t *testing.T) {
+	now := time.Unix(1000, 0)
+	ago := func(s ...int) (out []time.Time) {
+		for _, n := range s {
+			out = append(out, now.Add(-time.Duration(n)*time.Second))
+		}
+		return out
+	}
+	for _, c := range []struct {
+		claims []time.Time
+		want   int
+	}{{nil, 1}, {ago(60), 1}, {ago(60, 5), 2}, {ago(9, 5, 2), 4}, {ago(9, 8, 7, 6, 5, 4), 4}} {
+		if got := poolSize(c.claims, now, 4); got != c.want {
+			t.Errorf("after claims at %v there are to be %d machines, want %d", c.claims, got, c.want)
+		}
+	}
+	if got := poolSize(ago(1), now, 0); got != 0 {
+		t.Errorf("a pool of none keeps %d", got)
+	}
+}
+
+func TestMemoryIsPromisedUpToAFactorAndWhileThereIsSome(t *testing.T) {
+	host := memoryInfo{total: 8 << 30, available: 4 << 30}
+	for _, c := range []struct {
+		want, promised, available int64
+		factor                    float64
+		ok                        bool
+	}{
+		{1 << 30, 0, 4 << 30, 1, true},
+		{1 << 30, 7 << 30, 4 << 30, 1, true},
+		{1<<30 + 1, 7 << 30, 4 << 30, 1, false},
+		{1 << 30, 70 << 30, 4 << 30, 10, true},
+		{1 << 30, 0, 100 << 20, 10, false},
+	} {
+		host.available = c.available
+		if err := host.admit(c.want, c.promised, c.factor); (err == nil) != c.ok || err != nil && !sandbox.Is(err, sandbox.Exhausted) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+func TestChangesGoWhereTheyCostLeast(t *testing.T) {
+	base, few, many := pageFile{Digest: "b"}, pageFile{Digest: "f", Bytes: writtenDelta}, pageFile{Digest: "m", Bytes: writtenDelta + 1}
+	if o := place(origin{Base: []pageFile{base}, Delta: &few}); o.Delta == nil || len(o.Base) != 1 {
+		t.Errorf("few changes go to %+v", o)
+	}
+	if o := place(origin{Base: []pageFile{base}, Delta: &many}); o.Delta != nil || len(o.Base) != 2 {
+		t.Errorf("many changes go to %+v", o)
+	}
+	if o := place(origin{Delta: &few}); o.Delta != nil || len(o.Base) != 1 {
+		t.Errorf("changes of a machine without a template go to %+v", o)
+	}
+}
+
+func TestALayerHasANameOfItsOwn(t *testing.T) {
+	if got := nextLayer([]string{"disk0.qcow2", "disk7.qcow2"}); got != "disk8.qcow2" {
+		t.Errorf("nextLayer: %s", got)
+	}
+	if got := nextPages([]pageFile{{Name: "memory"}, {Name: "memory2"}}); got != "memory3" {
+		t.Errorf("nextPages: %s", got)
+	}
+}
+
+// pagesOf is a page file of a memory of eight pages.
+func pagesOf(runs ...vmm.Run) []byte {
+	b := pagesHeader(8*vmm.PageSize, runs)
+	return append(b, make([]byte, pagesBytes(runs))...)
+}
+
+func FuzzPagesHeader(f *testing.F) {
+	f.Add(pagesOf())
+	f.Add(pagesOf(vmm.Run{First: 1, Count: 2}, vmm.Run{First: 7, Count: 1}))
+	f.Add(pagesOf(vmm.Run{First: math.MaxUint32, Count: math.MaxUint32}))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		size, runs, length, err := parsePagesHeader(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		next := int64(0)
+		for _, r := range runs {
+			if int64(r.First)*vmm.PageSize < next || r.Count == 0 {
+				t.Fatalf("runs %v are out of order", runs)
+			}
+			next = (int64(r.First) + int64(r.Count)) * vmm.PageSize
+		}
+		if next > size {
+			t.Fatalf("pages up to %d in a memory of %d", next, size)
+		}
+		if again := pagesHeader(size, runs); int64(len(again)) != length || !bytes.HasPrefix(data, again[:pagesFixed+8*len(runs)]) {
+			t.Fatalf("the header becomes another one")
+		}
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	good := manifest{Format: manifestFormat, Origin: origin{
+		Shape: shape{Memory: 8 * vmm.PageSize, Disk: 1 << 20, CPUs: 1}, Base: []pageFile{{Name: "memory"}}, Delta: &pageFile{Name: "memory1"}, Layers: []string{"disk0.qcow2"},
+	}}
+	data, err := json.Marshal(good)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if _, err := parseManifest(data); err != nil {
+		f.Fatalf("a good manifest is refused: %v", err)
+	}
+	f.Add(data)
+	f.Add(bytes.ReplaceAll(data, []byte("disk0.qcow2"), []byte("../../etc/passwd")))
+	f.Add(bytes.ReplaceAll(data, []byte("disk0.qcow2"), []byte("memory")))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := parseManifest(data)
+		if err != nil {
+			return
+		}
+		var names []string
+		for _, p := range append(slices.Clone(m.Origin.Base), *m.Origin.Delta) {
+			names = append(names, p.Name)
+		}
+		for _, name := range append(names, m.Origin.Layers...) {
+			if name == "" || name == ".." || bytes.ContainsRune([]byte(name), '/') {
+				t.Fatalf("a file called %q", name)
+			}
+		}
+	})
+}
