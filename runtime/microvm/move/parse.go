@@ -70,7 +70,8 @@ func newParser(r io.Reader) *parser {
 	return p
 }
 
-// next returns the next piece, or io.EOF where the stream may end.
+// next returns the next piece, or io.EOF where the stream may end: after the
+// devices.
 func (p *parser) next() (item, error) {
 	p.buf = p.buf[:0]
 	return p.state()
@@ -110,9 +111,6 @@ func (p *parser) start() (item, error) {
 }
 
 func (p *parser) section() (item, error) {
-	if _, err := p.in.Peek(1); errors.Is(err, io.EOF) {
-		return item{}, io.EOF
-	}
 	kind, err := p.take(1)
 	if err != nil {
 		return item{}, err

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -116,6 +117,19 @@ type Machine interface {
 	// MergeLayers copies what lies between the lowest keep layers and the
 	// uppermost one into the latter, while the machine runs.
 	MergeLayers(ctx context.Context, disk, keep int) error
+
+	// Receive makes a machine that waits take in one that another monitor sends,
+	// instead of Load. state is where it reads that from; of the disk, the
+	// uppermost layer is written by whoever connects to listener (NBD). Received
+	// waits until the other has arrived whole; Resume then lets it run.
+	Receive(ctx context.Context, disk int, state, listener *os.File) error
+	Received(ctx context.Context) error
+
+	// Send sends the machine, which runs on meanwhile, to one that Receives. state
+	// is where it is written, target a connection to the other's listener. It
+	// returns when all is written, and when the machine was stopped; Resume would
+	// take it back. When it fails the machine goes on here.
+	Send(ctx context.Context, disk int, state, target *os.File) (stopped time.Time, err error)
 
 	// Ended is closed when the guest or the monitor has ended; Cause then says
 	// why, in words for the user.
