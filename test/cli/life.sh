@@ -11,7 +11,7 @@ equal "$(atoll ls -q --metadata purpose=other)" ''
 equal "$(atoll ls -q --state paused)" ''
 has "$(atoll ls)" '^NAME .*STATE'
 has "$(atoll ls -o json)" "\"id\": \"$id\""
-has "$(atoll ls -o yaml)" "id: $id"
+has "$(atoll ls -o yaml)" "id: \"?$id\"?$" # quoted when it could be a number
 has "$(atoll inspect "${id:0:6}")" '"name": "life"'
 has "$(atoll stats life)" life
 
