@@ -10,6 +10,7 @@ import (
 	"crypto/x509/pkix"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/atoll-run/atoll/api/native"
@@ -59,7 +60,9 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 
 // tend ends moves that a restart interrupted, and sweeps, until ctx ends.
 func tend(ctx context.Context, cfg Config, c *carry.Carrier) {
-	c.Recover(ctx)
+	var recovering sync.WaitGroup
+	recovering.Go(func() { c.Recover(ctx) }) // which lasts as long as a peer is out of reach
+	defer recovering.Wait()
 	for tick := time.NewTicker(sweepEvery); ; {
 		if err := c.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			cfg.Log.Warn("sweeping chunks", "error", err)

@@ -8,7 +8,6 @@ package wan
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -66,10 +65,10 @@ func Open(p Path) (*Link, error) {
 	l := &Link{}
 	for i, addr := range []netip.Addr{AddrA, AddrB} {
 		e, err := newEnd(addr)
+		l.ends[i] = e // what there is of it
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("wan: %w", err), l.Close())
 		}
-		l.ends[i] = e
 	}
 	if p.Queue == 0 {
 		p.Queue = int(p.Rate / 8 * 0.05)
@@ -184,26 +183,20 @@ func (l *Link) carry(in, out *os.File, p Path, n *Counts) {
 	})
 	l.wg.Go(func() {
 		defer close(flying)
-		dice := rand.New(rand.NewPCG(p.Seed, 1))
-		var free time.Time // when the link has sent all before
+		shape := newShaper(p)
 		for {
 			buf := make([]byte, mtu)
 			size, err := in.Read(buf)
 			if err != nil {
 				return
 			}
-			now := time.Now()
-			if free.Before(now) {
-				free = now
-			}
-			waiting := free.Sub(now).Seconds() * p.Rate / 8
-			if dice.Float64() < p.Loss || int(waiting) > p.Queue {
+			at, ok := shape.send(time.Now(), size)
+			if !ok {
 				n.Lost.Add(1)
 				continue
 			}
-			free = free.Add(time.Duration(float64(size*8) / p.Rate * float64(time.Second)))
 			select {
-			case flying <- packet{buf[:size], free.Add(p.Delay)}:
+			case flying <- packet{buf[:size], at}:
 				n.Packets.Add(1)
 				n.Bytes.Add(int64(size))
 			default:

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -28,7 +29,6 @@ func open(t *testing.T, p wan.Path) *wan.Link {
 	return l
 }
 
-// conformance: W8
 func TestALossyLinkCarriesTCPWhole(t *testing.T) {
 	l := open(t, wan.Path{Rate: 200e6, Delay: 2 * time.Millisecond, Loss: 0.01, Seed: 7})
 	var ln net.Listener
@@ -75,6 +75,41 @@ func TestALossyLinkCarriesTCPWhole(t *testing.T) {
 	if n := l.There.Bytes.Load(); n < int64(len(want)) || n > 2*int64(len(want)) {
 		t.Errorf("%d bytes were carried for %d", n, len(want))
 	}
+}
+
+func TestALinkThatIsClosedLeavesNothing(t *testing.T) {
+	before := descriptors(t)
+	for range 3 {
+		l := open(t, wan.Path{Rate: 100e6, Delay: time.Millisecond, Seed: 1})
+		if n := descriptors(t); n <= before {
+			t.Fatalf("%d descriptors before, %d with a link", before, n)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := descriptors(t); n != before {
+		t.Errorf("%d descriptors of namespaces and devices before, %d after", before, n)
+	}
+	if _, err := net.InterfaceByName("wan0"); err == nil {
+		t.Error("a device is left")
+	}
+}
+
+// descriptors counts those that keep a namespace or a device.
+func descriptors(t *testing.T) (n int) {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		to, _ := os.Readlink("/proc/self/fd/" + e.Name())
+		if strings.HasPrefix(to, "/proc/") && strings.HasSuffix(to, "/ns/net") || strings.HasPrefix(to, "net:") || to == "/dev/net/tun" {
+			n++
+		}
+	}
+	return n
 }
 
 func TestNothingElseIsReachedFromTheEnds(t *testing.T) {
