@@ -9,6 +9,7 @@
 package carry
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,8 +48,6 @@ type Config struct {
 	Stage     *chunk.Disk // where chunks wait; nothing else is in it
 	Pacer     *pace.Pacer
 	Log       *slog.Logger
-	// Fault is nil but in tests: it is asked before each step of a live move, and its error is what comes of the step.
-	Fault func(migrate.Step) (migrate.Outcome, error)
 	// Patience is how long a push goes on trying when nothing gets through; 0 means 10 minutes.
 	Patience time.Duration
 }
@@ -60,9 +59,13 @@ type Carrier struct {
 	meter *pack.Meter
 	mux   *http.ServeMux
 
+	known     known
 	arrivals  arrivals
 	closed    chan struct{} // closed by Close
 	closeOnce sync.Once
+	fault     func(migrate.Step) (migrate.Outcome, error) // nil but in tests: an error of it is what comes of a step
+	life      context.Context                             // ends with Close
+	end       context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[string]*session // pushes under way to this node, by ID; at most maxSessions
@@ -79,6 +82,7 @@ func New(cfg Config) *Carrier {
 	c := &Carrier{cfg: cfg, meter: pack.NewMeter(nil), mux: http.NewServeMux(),
 		sessions: make(map[string]*session), digests: make(map[string]chunk.ID), closed: make(chan struct{}),
 		arrivals: arrivals{prepared: make(map[string]*arrival)}}
+	c.life, c.end = context.WithCancel(context.Background())
 	c.mux.HandleFunc("POST /carry/v1/offers", c.serveOffer)
 	c.mux.HandleFunc("POST /carry/v1/sessions/{id}/missing", c.serveMissing)
 	c.mux.HandleFunc("PUT /carry/v1/sessions/{id}/chunks/{chunk}", c.serveChunk)
@@ -96,7 +100,10 @@ func (c *Carrier) Use(g *peer.Group) { c.group = g }
 
 // Close ends the waiting of moves that cannot end now; Recover goes on with them after the next start.
 func (c *Carrier) Close() error {
-	c.closeOnce.Do(func() { close(c.closed) })
+	c.closeOnce.Do(func() {
+		close(c.closed)
+		c.end()
+	})
 	return nil
 }
 

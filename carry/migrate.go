@@ -157,8 +157,8 @@ func (m *mover) run(ctx context.Context, s migrate.State) migrate.State {
 // step carries out one step.
 func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int64, error) {
 	n := m.c.cfg.Node
-	if m.c.cfg.Fault != nil {
-		if o, err := m.c.cfg.Fault(s); err != nil {
+	if m.c.fault != nil {
+		if o, err := m.c.fault(s); err != nil {
 			return o, 0, err
 		}
 	}

@@ -41,6 +41,7 @@ type session struct {
 	terms []term
 	here  []string // path of a held file
 	bases []*os.File
+	trees []*transfer.Tree // of files that were rebuilt
 
 	mu   sync.Mutex // held while it is committed
 	used time.Time  // guarded by Carrier.mu
@@ -160,7 +161,8 @@ func (o offer) image() (image.Image, error) {
 
 // newSession finds out what is here of an offer. Bases are opened, so that they stay when their snapshots are removed.
 func (c *Carrier) newSession(from string, o offer) *session {
-	s := &session{id: sandbox.NewID(), from: from, offer: o, terms: make([]term, len(o.Files)), here: make([]string, len(o.Files)), bases: make([]*os.File, len(o.Files))}
+	s := &session{id: sandbox.NewID(), from: from, offer: o, terms: make([]term, len(o.Files)), here: make([]string, len(o.Files)), bases: make([]*os.File, len(o.Files)),
+		trees: make([]*transfer.Tree, len(o.Files))}
 	held := c.held()
 	for i, f := range o.Files {
 		if path, ok := held[f.Digest]; ok {
@@ -453,10 +455,15 @@ func (c *Carrier) decode(ctx context.Context, s *session, i int, p *chunk.Part, 
 		}
 		base = transfer.Image{At: b, Size: info.Size()}
 	}
-	_, err := transfer.DecodeFile(ctx, chunk.NewReader(ctx, c.cfg.Stage, *p), base, path, transfer.DecodeOptions{MaxSize: max(f.Size, 1)})
+	o := transfer.DecodeOptions{MaxSize: max(f.Size, 1)}
+	if b := s.terms[i].Base; b != nil {
+		o.Base = c.known.tree(*b)
+	}
+	res, err := transfer.DecodeFile(ctx, chunk.NewReader(ctx, c.cfg.Stage, *p), base, path, o)
 	if err != nil {
 		return fail(op, f.Name, diskKind(err), err)
 	}
+	s.trees[i] = res.Tree
 	return nil
 }
 
@@ -500,6 +507,11 @@ func (c *Carrier) finish(s *session, m chunk.Manifest) {
 	}
 	c.mu.Unlock()
 	s.close()
+	for i, t := range s.trees {
+		if t != nil { // and the file was compared with its digest
+			c.known.putTree(s.offer.Files[i].Digest, t)
+		}
+	}
 	if !alone {
 		return // another push may count on the same chunks: Sweep removes them
 	}

@@ -27,6 +27,7 @@ const (
 	reportAt = 200 * time.Millisecond
 
 	firstPause, lastPause = 100 * time.Millisecond, 15 * time.Second // between attempts
+	warmSize              = 1 << 20                                  // bytes of files whose index is made ahead of the next push
 	maxRetries            = 4                                        // of one chunk, before the attempt ends
 )
 
@@ -261,7 +262,7 @@ func (s *sending) file(ctx context.Context, i int) (chunk.Part, FileResult, erro
 			old = image
 		} // else it was removed since: everything is sent
 	}
-	o, err := s.options(ctx, old, next)
+	o, err := s.options(ctx, base, old, next)
 	if err != nil {
 		return chunk.Part{}, fr, err
 	}
@@ -276,15 +277,18 @@ func (s *sending) file(ctx context.Context, i int) (chunk.Part, FileResult, erro
 	}
 	cut.whole.Sum(cut.part.Digest[:0])
 	fr.Wire, fr.Method = stats.Written, stats.Method.String()
+	if f.Size >= warmSize {
+		s.c.known.warm(s.c.life, f.Digest, s.it.paths[i])
+	}
 	return cut.part, fr, nil
 }
 
 // options chooses the method by what a sample of the file predicts, on the link as it was measured last.
-func (s *sending) options(ctx context.Context, old, next transfer.Image) (transfer.Options, error) {
+func (s *sending) options(ctx context.Context, base *chunk.ID, old, next transfer.Image) (transfer.Options, error) {
 	if old.At == nil {
 		return transfer.Options{Method: transfer.Whole}, nil
 	}
-	index, err := transfer.BuildIndex(ctx, old)
+	index, err := s.c.known.index(ctx, *base, old)
 	if err != nil {
 		return transfer.Options{}, err
 	}

@@ -300,6 +300,13 @@ func (g *Group) Link(ctx context.Context, p Peer) (*Link, error) {
 	l := g.newLink(p, conns...)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if old := g.links[p.ID]; old != nil {
+		if old.Flows() > 0 { // another dialled at the same time
+			l.close()
+			return old, nil
+		}
+		old.close()
+	}
 	g.links[p.ID] = l
 	return l, nil
 }

@@ -160,6 +160,29 @@ func TestOneSidedTrustIsNone(t *testing.T) {
 	wantKind(t, b.Forget("a"), sandbox.NotFound)
 }
 
+func TestClocksNeedNotAgree(t *testing.T) {
+	for _, skew := range []time.Duration{-5 * 365 * 24 * time.Hour, 5 * 365 * 24 * time.Hour} {
+		a, err := peer.Open(peer.Config{Dir: t.TempDir(), Name: "a", Cert: peertest.Cert(t, "a"), Log: slog.New(slog.DiscardHandler), Handler: hello,
+			Now: func() time.Time { return time.Now().Add(skew) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := peertest.Listen(t, "b", hello, nil)
+		token, err := b.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := a.Join(ctx, b.Addr, token)
+		if err != nil {
+			t.Fatalf("%v apart: %v", skew, err)
+		}
+		if _, err := a.Ping(ctx, p); err != nil {
+			t.Errorf("%v apart: %v", skew, err)
+		}
+		_ = a.Close()
+	}
+}
+
 func TestAConnectionThatIsTurnedRoundIsAskedTheOtherWay(t *testing.T) {
 	a, b := peertest.Listen(t, "a", hello, nil), peertest.Listen(t, "b", hello, nil)
 	peertest.Join(t, a, b, b.Addr)

@@ -18,6 +18,7 @@ import (
 )
 
 const (
+	idleTimeout  = 10 * time.Minute // without a request
 	helloTimeout = 10 * time.Second // for the first byte and the handshake: a slow client must not hold a slot for ever
 	maxHellos    = 512              // connections of which it is not known yet what they are
 
@@ -193,7 +194,7 @@ func peek(c net.Conn) (byte, error) {
 // serve answers what the other end of a connection asks, until it ends.
 func (g *Group) serve(conn *tls.Conn) {
 	srv := &http2.Server{MaxUploadBufferPerConnection: flowBuffer, MaxUploadBufferPerStream: streamBuffer, MaxConcurrentStreams: maxStreams,
-		ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout}
+		ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, IdleTimeout: idleTimeout}
 	srv.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(g.answer)})
 	_ = conn.Close()
 }

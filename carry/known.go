@@ -1,0 +1,111 @@
+package carry
+
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/transfer"
+)
+
+// known is what was found out about files that are likely to be the bases of the next push. Files are named by their digests
+// and never change, so that nothing in it goes stale.
+type known struct {
+	mu      sync.Mutex
+	trees   recent[*transfer.Tree]
+	indexes recent[*transfer.Index]
+	warming map[chunk.ID]chan struct{} // indexes that are being built; closed when they are there
+}
+
+const (
+	keptTrees   = 256
+	keptIndexes = 4
+	maxIndexed  = 1 << 30 // bytes of a file whose index is kept, which takes 1/16 of that
+)
+
+// recent keeps the last few values.
+type recent[T any] struct {
+	keys   []chunk.ID // the oldest first
+	values map[chunk.ID]T
+}
+
+func (r *recent[T]) put(id chunk.ID, v T, limit int) {
+	if r.values == nil {
+		r.values = make(map[chunk.ID]T)
+	}
+	if i := slices.Index(r.keys, id); i >= 0 {
+		r.keys = slices.Delete(r.keys, i, i+1)
+	}
+	r.keys = append(r.keys, id)
+	r.values[id] = v
+	if len(r.keys) > limit {
+		delete(r.values, r.keys[0])
+		r.keys = slices.Delete(r.keys, 0, 1)
+	}
+}
+
+// tree returns a file's tree; nil when it is not known.
+func (k *known) tree(id chunk.ID) *transfer.Tree {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.trees.values[id]
+}
+
+func (k *known) putTree(id chunk.ID, t *transfer.Tree) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.trees.put(id, t, keptTrees)
+}
+
+// index returns a file's index, and builds it unless it is there or on its way.
+func (k *known) index(ctx context.Context, id chunk.ID, m transfer.Image) (*transfer.Index, error) {
+	k.mu.Lock()
+	coming := k.warming[id]
+	k.mu.Unlock()
+	if coming != nil {
+		select {
+		case <-coming:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	k.mu.Lock()
+	x := k.indexes.values[id]
+	k.mu.Unlock()
+	if x != nil {
+		return x, nil
+	}
+	return transfer.BuildIndex(ctx, m)
+}
+
+// warm builds the index of a file that was pushed, since the next version of it is likely to be next. It returns at once.
+func (k *known) warm(ctx context.Context, id chunk.ID, path string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.indexes.values[id] != nil || k.warming[id] != nil {
+		return
+	}
+	if k.warming == nil {
+		k.warming = make(map[chunk.ID]chan struct{})
+	}
+	there := make(chan struct{})
+	k.warming[id] = there
+	go func() {
+		defer close(there)
+		m, closer, err := transfer.OpenImage(path)
+		var x *transfer.Index
+		if err == nil {
+			if m.Size <= maxIndexed {
+				x, err = transfer.BuildIndex(ctx, m)
+			}
+			_ = closer.Close()
+		}
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.warming, id)
+		if err == nil && x != nil { // else the next push builds it
+			k.indexes.put(id, x, keptIndexes)
+		}
+	}()
+}
