@@ -263,7 +263,7 @@ func (b *build) begin(ctx context.Context, n int, stage Stage) (*state, error) {
 	}
 	st := &state{platform: HostPlatform(), noCache: b.req.NoCache}
 	if from == "scratch" {
-		err := b.store.convert(ctx, nil, nil, func(root sandbox.Root, _ int64) error {
+		err := b.store.convert(ctx, conversion{}, func(root sandbox.Root, _ int64) error {
 			st.root = root
 			return b.store.writeResult(hashOf("scratch"), buildResult{Root: root.Digest})
 		})

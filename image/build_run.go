@@ -128,7 +128,7 @@ func (b *build) materialize(ctx context.Context, st *state, record func(sandbox.
 				return err
 			}
 			defer closeAll(files)
-			return b.store.convertIgnoring(ctx, &st.root, files, hostFiles, func(root sandbox.Root, size int64) error {
+			return b.store.convert(ctx, conversion{base: &st.root, layers: files, ignore: hostFiles}, func(root sandbox.Root, size int64) error {
 				if err := b.store.writeResult(key, buildResult{Root: root.Digest}); err != nil {
 					return err
 				}

@@ -12,21 +12,23 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// convert applies layers to a base root, nil for none, publishes the result as
-// a root and calls record, which must note who uses the root before a
-// concurrent Prune may find it unused.
-func (s *Store) convert(ctx context.Context, base *sandbox.Root, layers []*os.File, record func(sandbox.Root, int64) error) error {
-	return s.convertIgnoring(ctx, base, layers, nil, record)
+// conversion is what a root is made of.
+type conversion struct {
+	base    *sandbox.Root // nil for none
+	layers  []*os.File    // lowest first
+	ignore  []string      // paths of the layers to leave out
+	workdir string        // made when it is missing, as Docker does when it starts a container; empty for none
 }
 
-// convertIgnoring is convert that leaves out some paths of the layers.
-func (s *Store) convertIgnoring(ctx context.Context, base *sandbox.Root, layers []*os.File, ignore []string, record func(sandbox.Root, int64) error) error {
+// convert publishes a root and calls record, which must note who uses the root
+// before a concurrent Prune may find it unused.
+func (s *Store) convert(ctx context.Context, from conversion, record func(sandbox.Root, int64) error) error {
 	u, err := newUnpacker(s.path("tmp"), s.opts.Limits, s.opts.Xattrs)
 	if err != nil {
 		return err
 	}
 	defer u.Close()
-	if base != nil {
+	if base := from.base; base != nil {
 		f, err := os.Open(base.Path)
 		if err != nil {
 			return err
@@ -40,13 +42,28 @@ func (s *Store) convertIgnoring(ctx context.Context, base *sandbox.Root, layers 
 			return fmt.Errorf("root %s: %w", base.Digest, err)
 		}
 	}
-	u.ignore = ignore
-	for _, f := range layers {
+	u.ignore = from.ignore
+	for _, f := range from.layers {
 		if err := u.addFile(ctx, f); err != nil {
 			return badArchive(filepath.Base(f.Name()), err)
 		}
 	}
+	if err := u.tree.makeWorkdir(from.workdir); err != nil {
+		return err
+	}
 	return s.publishRoot(u.tree, record)
+}
+
+// makeWorkdir makes the directory that an image's processes start in. Empty is none.
+func (t *tree) makeWorkdir(name string) error {
+	parts, err := splitPath(name)
+	if err == nil {
+		_, err = t.dir(parts, true)
+	}
+	if err != nil {
+		return sandbox.Errorf("image", sandbox.Invalid, name, "the working directory of the image: %w", err)
+	}
+	return nil
 }
 
 // publishRoot writes the tree as a root; see convert for record, whose size is

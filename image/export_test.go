@@ -74,7 +74,7 @@ func TestOCILayoutDirectoryImports(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := paths(t, i, "/"); got != "/ 40755 0:0\n/a 100644 0:0 \"1\"" {
+	if got := paths(t, i, "/"); got != "/ 40755 0:0\n/a 100644 0:0 \"1\"\n/srv 40755 0:0" {
 		t.Errorf("root:\n%s", got)
 	}
 	layers, _ := img.Layers()

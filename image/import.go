@@ -96,7 +96,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 // fromLayers converts layer files and records the result as image; given tells
 // names that the caller gave from those that the archive brought.
 func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers []*os.File, given bool, names ...string) (Image, error) {
-	err := s.convert(ctx, nil, layers, func(root sandbox.Root, size int64) error {
+	err := s.convert(ctx, conversion{layers: layers, workdir: image.Config.WorkingDir}, func(root sandbox.Root, size int64) error {
 		image.Root, image.Size = root, size
 		var err error
 		image, err = s.takeNames(op, image, names, given)

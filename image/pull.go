@@ -240,7 +240,8 @@ func (s *Store) sameLayers(op string, image Image, ref string) (Image, bool, err
 		return Image{}, false, err
 	}
 	for _, r := range records {
-		if len(r.Layers) == 0 || !slices.Equal(r.Layers, image.Layers) {
+		// A working directory that the layers lack is made beside them.
+		if len(r.Layers) == 0 || !slices.Equal(r.Layers, image.Layers) || r.Config.WorkingDir != image.Config.WorkingDir {
 			continue
 		}
 		if s.VerifyRoot(r.Root) != nil {

@@ -155,7 +155,7 @@ func TestPullMergesLayersAndKeepsConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "/ 40755 0:0 0.000000000\n/etc 40755 0:0 0.000000000\n/etc/a 100644 0:0 0.000000000 \"new\"\n"; rootDescription(t, got) != want {
+	if want := "/ 40755 0:0 0.000000000\n/etc 40755 0:0 0.000000000\n/etc/a 100644 0:0 0.000000000 \"new\"\n/srv 40755 0:0 0.000000000\n"; rootDescription(t, got) != want {
 		t.Errorf("root:\n%s", rootDescription(t, got))
 	}
 	digest, _ := img.Digest()
