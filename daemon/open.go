@@ -27,13 +27,14 @@ import (
 
 // Config is what a daemon is told by its command line and environment.
 type Config struct {
-	Home     Home
-	Guest    string   // path of the guest agent, see the command that embeds it
-	Sentry   string   // path of the executable of gVisor sandboxes; empty: our own, which then must be one
-	Runtimes []string // in order of preference; empty: all that this host can run
-	Prewarm  int      // kernels and network links that are made ahead of need
-	Version  string
-	Log      *slog.Logger
+	Home       Home
+	Guest      string   // path of the guest agent, see the command that embeds it
+	Sentry     string   // path of the executable of gVisor sandboxes; empty: our own, which then must be one
+	Runtimes   []string // in order of preference; empty: all that this host can run
+	Prewarm    int      // kernels and network links that are made ahead of need
+	VolumeSize int64    // bytes that each volume may hold; 0: the node's default
+	Version    string
+	Log        *slog.Logger
 
 	// The rest is only used by Run.
 	Addr   string         // to listen on, "127.0.0.1:7700"
@@ -151,7 +152,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	runtimes, failed := openRuntimes(ctx, cfg, home, prewarm)
 	p.Node, err = node.Open(ctx, node.Config{
 		Dir: string(home), DB: db, Runtimes: runtimes, RuntimeErrors: failed, Network: nw, NetworkError: networkErr,
-		Images: images, Snapshots: snapshots, Defaults: defaults, Version: cfg.Version, Log: cfg.Log,
+		Images: images, Snapshots: snapshots, Defaults: defaults, VolumeSize: cfg.VolumeSize, Version: cfg.Version, Log: cfg.Log,
 	})
 	return p, err
 }

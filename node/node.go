@@ -303,7 +303,7 @@ func (n *Node) save(ctx context.Context, e *entry, rec Sandbox) error {
 func (n *Node) emit(e sandbox.Event) {
 	e = n.hub.publish(e)
 	level := slog.LevelInfo
-	if e.Kind != sandbox.EventState || e.State == sandbox.Error {
+	if e.State == sandbox.Error || e.Kind != sandbox.EventState && e.Kind != sandbox.EventMain {
 		level = slog.LevelWarn
 	}
 	n.log.Log(context.Background(), level, "sandbox event", "seq", e.Seq, "sandbox", e.Sandbox, "kind", e.Kind, "state", e.State, "reason", e.Reason)

@@ -36,6 +36,7 @@ type host struct {
 	t     *testing.T
 	dir   string
 	world *fake.World
+	caps  *sandbox.Capabilities // of the runtime; nil for the usual ones
 	db    *sql.DB
 }
 
@@ -70,7 +71,7 @@ func (h *host) open() {
 	}
 	h.db = db
 	h.Node, err = Open(context.Background(), Config{
-		Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{})}, Images: images, Snapshots: snapshots,
+		Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: h.caps})}, Images: images, Snapshots: snapshots,
 		NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {

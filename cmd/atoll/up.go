@@ -20,6 +20,7 @@ import (
 
 func (a *app) upCommand() *cobra.Command {
 	var cfg daemon.Config
+	var volume size
 	var runtimes string
 	var pools []string
 	var detach, logJSON bool
@@ -41,6 +42,7 @@ func (a *app) upCommand() *cobra.Command {
 			cfg.Home, cfg.Guest, cfg.Sentry, cfg.Version = base.Home, base.Guest, base.Sentry, base.Version
 			cfg.Addr = first(a.addr, defaultAddr)
 			cfg.Log = a.daemonLog(logJSON)
+			cfg.VolumeSize = int64(volume)
 			if runtimes != "" {
 				cfg.Runtimes = strings.Split(runtimes, ",")
 			}
@@ -56,6 +58,7 @@ func (a *app) upCommand() *cobra.Command {
 	fl.BoolVarP(&detach, "detach", "d", false, "in the background; its log is daemon.log in --home")
 	fl.StringVar(&runtimes, "runtime", "", "the runtimes in order of preference: `gvisor,worktree`")
 	fl.StringArrayVar(&pools, "pool", nil, "keep sandboxes ready: `TEMPLATE=NUMBER`")
+	fl.Var(&volume, "volume-size", "how many `bytes` each volume may hold: 500M (default 10G)")
 	fl.IntVar(&cfg.Prewarm, "prewarm", 2, "how many sandbox `kernels` to start ahead of need")
 	fl.StringVar(&cfg.Domain, "domain", "", "the `name` under which sandboxes are reached: {port}-{id}.NAME")
 	fl.BoolVar(&cfg.TLS, "tls", false, "serve TLS, with a certificate of the home's own authority")
