@@ -160,14 +160,15 @@ func (n *Node) gone(ctx context.Context, rec Sandbox) (reason string, lost bool)
 	return "the machine is gone", true
 }
 
-// lose records that a sandbox's machine is no more and removes its remains. A
-// pooled one is simply removed. e.op is held.
+// lose records that a sandbox's machine is no more and removes its remains, or
+// makes it anew if it asked for that. A pooled one is simply removed. e.op is held.
 func (n *Node) lose(ctx context.Context, e *entry, reason string) error {
 	rec := n.record(e)
 	if rec.hidden() {
 		nudge(n.poolKick)
 		return n.end(e, reason)
 	}
+	again, anew := restarted(rec, time.Now().UTC())
 	rec.State, rec.Reason, rec.EndAt, rec.Main = sandbox.Error, reason, nil, rec.Main.ended(MainLost, 0, "its sandbox was lost")
 	if err := n.save(ctx, e, rec); err != nil {
 		return err
@@ -178,7 +179,10 @@ func (n *Node) lose(ctx context.Context, e *entry, reason string) error {
 	if err := n.demolish(ctx, rec); err != nil {
 		return err
 	}
-	if rec.Lifecycle.Remove {
+	switch {
+	case anew:
+		return n.restart(ctx, e, again, reason)
+	case rec.Lifecycle.Remove:
 		return n.end(e, reason)
 	}
 	return nil

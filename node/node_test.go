@@ -453,6 +453,35 @@ func TestASandboxThatDiesIsReported(t *testing.T) {
 	}
 }
 
+// conformance: FR2.6
+func TestASandboxThatAskedForItIsMadeAnewButNotForEver(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	sb := h.create(CreateRequest{Name: "phoenix", Lifecycle: Lifecycle{Restart: true}})
+	ctx, stop := context.WithTimeout(ctx, time.Minute)
+	defer stop()
+	for life := 1; life <= maxRestarts; life++ {
+		h.world.Kill(sb.ID, "its kernel crashed")
+		for {
+			got, err := h.Get(ctx, sb.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.State == sandbox.Running && got.Restarts == life {
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		g, err := h.Guest(ctx, "phoenix")
+		if err != nil || g.Health(ctx) != nil {
+			t.Fatalf("in life %d it does not answer: %v", life, err)
+		}
+	}
+	h.world.Kill(sb.ID, "its kernel crashed")
+	if got, err := h.Wait(ctx, sb.ID, sandbox.Error); err != nil || got.Reason != "its kernel crashed" {
+		t.Errorf("lost once too often it is %s: %q, %v", got.State, got.Reason, err)
+	}
+}
+
 func TestAPublishedPortCarriesBothWaysAndCloses(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	sb := h.create(CreateRequest{Ports: []Port{{Guest: sandbox.GuestPort}}})

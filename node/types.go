@@ -53,6 +53,8 @@ type Sandbox struct {
 	// Moving is the node that the sandbox is leaving for; it must not run here
 	// until that node has said that it does not run there. Empty as a rule.
 	Moving string `json:"moving,omitempty"`
+	// Restarts is how often in a row it was lost and made anew.
+	Restarts int `json:"restarts,omitempty"`
 	// Pooled is the template for which this sandbox waits to be claimed; such
 	// sandboxes are never listed. Empty for one that belongs to somebody.
 	Pooled string `json:"pooled,omitempty"`
@@ -71,6 +73,8 @@ type Lifecycle struct {
 	// Remove ends the sandbox with its main command and drops the record as soon
 	// as it has ended, as `--rm`.
 	Remove bool `json:"remove,omitempty"`
+	// Restart makes the sandbox anew when it was lost: its kernel crashed, say.
+	Restart bool `json:"restart,omitempty"`
 	// Timeout is granted anew when traffic resumes the sandbox.
 	Timeout time.Duration `json:"timeout,omitempty"`
 }

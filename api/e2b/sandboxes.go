@@ -44,6 +44,10 @@ type autoResume struct {
 // without its memory.
 var errNoMemory = invalid("pausing without memory is not supported by this server")
 
+// metadataRuntime is the key of metadata that chooses a runtime, for which E2B's
+// API has no word: "microvm".
+const metadataRuntime = "atoll.runtime"
+
 // request turns the body into what the node understands. It does not say from
 // what the sandbox is made.
 func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequest, error) {
@@ -63,6 +67,9 @@ func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequ
 	var err error
 	if req.Timeout, err = life(valueOr(b.Timeout, defaultSeconds)); err != nil {
 		return req, err
+	}
+	if name := b.Metadata[metadataRuntime]; name != "" {
+		req.Runtimes = []string{name}
 	}
 	if b.AutoPause {
 		req.Lifecycle.OnTimeout = node.TimeoutPause

@@ -73,6 +73,12 @@ func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
 	}
 }
 
+func TestMetadataChoosesTheRuntime(t *testing.T) {
+	s := newServer(t)
+	s.want(s.do("POST", "/v2/sandboxes", `{"templateID":"plain","metadata":{"atoll.runtime":"fake"}}`), 201)
+	s.want(s.do("POST", "/v2/sandboxes", `{"templateID":"plain","metadata":{"atoll.runtime":"ghost"}}`), 400)
+}
+
 func TestAQueryThatCannotBeReadIsRefused(t *testing.T) {
 	s := newServer(t)
 	for _, path := range []string{"/v2/sandboxes?metadata=%zz", "/sandboxes?metadata=%zz", "/snapshots?limit=%"} {
