@@ -25,14 +25,14 @@ type createOptions struct {
 	labels, metadata      []string
 	fresh, secure, remove bool
 	noInternet            bool
-	autoResume            bool
+	autoResume, restart   bool
 }
 
 // flags registers what create and run have in common.
 func (o *createOptions) flags(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&o.name, "name", "", "the sandbox's `name`; default: one is made up")
-	fl.StringVar(&o.runtimes, "runtime", "", "the runtime, or several in order of preference: `gvisor,worktree`")
+	fl.StringVar(&o.runtimes, "runtime", "", "the runtime, or several in order of preference: `gvisor,microvm`")
 	fl.Float64Var(&o.cpus, "cpus", 0, "how many `cores` it may use, for example 0.5")
 	fl.VarP(&o.memory, "memory", "m", "how much memory it may use, for example 512m")
 	fl.Var(&o.disk, "disk", "how much it may write to its root, for example 2g")
@@ -47,6 +47,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 	fl.StringArrayVar(&o.labels, "label", nil, "a `KEY=VALUE` for the runtime, for example worktree.branch=fix")
 	fl.BoolVar(&o.fresh, "fresh", false, "boot anew even where a snapshot or a pool would be faster")
 	fl.BoolVar(&o.secure, "secure", false, "give it a token without which it answers nobody")
+	fl.BoolVar(&o.restart, "restart", false, "make it anew when it is lost, as when its kernel crashes")
 	o.childFlags(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"none", "sandbox", "host"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -70,7 +71,7 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 		Image: image, Name: o.name, Network: sandbox.NetworkMode(o.network), User: o.user, Workdir: o.workdir, Hostname: o.hostname,
 		Resources: sandbox.Resources{CPUs: o.cpus, Memory: int64(o.memory), Disk: int64(o.disk), Pids: o.pids},
 		Timeout:   time.Duration(o.ttl), Fresh: o.fresh, Secure: o.secure,
-		Lifecycle: node.Lifecycle{OnTimeout: node.TimeoutAction(o.onTimeout), AutoResume: o.autoResume, Remove: o.remove},
+		Lifecycle: node.Lifecycle{OnTimeout: node.TimeoutAction(o.onTimeout), AutoResume: o.autoResume, Remove: o.remove, Restart: o.restart},
 	}
 	if o.runtimes != "" {
 		req.Runtimes = strings.Split(o.runtimes, ",")
