@@ -131,9 +131,9 @@ func (o offer) snapshot() (snapshot.Manifest, error) {
 		err = errors.New("the files are not those of its manifest")
 	}
 	for i := range m.Files {
-		f, want := m.Files[i], offered{}
+		f := m.Files[i]
 		if err == nil {
-			want = o.Files[i+1]
+			want := o.Files[i+1]
 			if want.Name != statePrefix+f.Name || want.Size != f.Size || named(want.Digest) != f.Digest {
 				err = errors.New("the files are not those of its manifest")
 			}

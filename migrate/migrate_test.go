@@ -80,7 +80,8 @@ func run(plan []fault) (w world, trace []string, err error) {
 			f = plan[i]
 		}
 		far := slices.Contains(remote, s.Step)
-		o, cancel := Done, false
+		var o Outcome
+		cancel := false
 		pending := w.delayed
 		w.delayed = nil
 		switch {

@@ -122,16 +122,16 @@ func kindOf(err error) sandbox.Kind {
 // Link asks one peer, over all flows to it. It is safe for use by several goroutines.
 type Link struct {
 	Peer Peer
-	t    *http2.Transport
+	t    *http2.Transport //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 
 	mu    sync.Mutex
-	flows []*http2.ClientConn
+	flows []*http2.ClientConn //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	conns []net.Conn
 	next  int
 }
 
 func (g *Group) newLink(p Peer, conns ...*tls.Conn) *Link {
-	l := &Link{Peer: p, t: &http2.Transport{ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, DisableCompression: true}}
+	l := &Link{Peer: p, t: &http2.Transport{ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, DisableCompression: true}} //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	for _, c := range conns {
 		_ = l.add(c) // a connection that is dead already is found out by the first request
 	}
@@ -139,7 +139,7 @@ func (g *Group) newLink(p Peer, conns ...*tls.Conn) *Link {
 }
 
 func (l *Link) add(c net.Conn) error {
-	flow, err := l.t.NewClientConn(c)
+	flow, err := l.t.NewClientConn(c) //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	if err != nil {
 		return errors.Join(err, c.Close())
 	}
@@ -150,7 +150,7 @@ func (l *Link) add(c net.Conn) error {
 }
 
 // flow returns the next flow that takes a request; nil if there is none.
-func (l *Link) flow() *http2.ClientConn {
+func (l *Link) flow() *http2.ClientConn { //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for range l.flows {
@@ -163,7 +163,7 @@ func (l *Link) flow() *http2.ClientConn {
 }
 
 // usable reports whether a flow takes a request. One that was closed before its first says that it does, so as to report why.
-func usable(f *http2.ClientConn) bool {
+func usable(f *http2.ClientConn) bool { //nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	st := f.State()
 	return !st.Closed && !st.Closing && f.CanTakeNewRequest()
 }

@@ -193,9 +193,10 @@ func peek(c net.Conn) (byte, error) {
 
 // serve answers what the other end of a connection asks, until it ends.
 func (g *Group) serve(conn *tls.Conn) {
+	//nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	srv := &http2.Server{MaxUploadBufferPerConnection: flowBuffer, MaxUploadBufferPerStream: streamBuffer, MaxConcurrentStreams: maxStreams,
 		ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, IdleTimeout: idleTimeout}
-	srv.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(g.answer)})
+	srv.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(g.answer)}) //nolint:staticcheck // as above
 	_ = conn.Close()
 }
 

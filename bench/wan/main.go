@@ -65,7 +65,6 @@ func main() {
 
 // figures are those of one cell.
 type figures struct {
-	loss        float64
 	size, wire  int64
 	took        time.Duration
 	first, rest time.Duration

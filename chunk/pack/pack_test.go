@@ -8,8 +8,8 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -46,11 +46,21 @@ func random(n int) []byte {
 	return out
 }
 
+// goroot is where Go is, whose source and programs are real data that every machine with these tests has.
+func goroot(t testing.TB) string {
+	t.Helper()
+	out, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		t.Skip("the go command is not here:", err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
 // source is text: that of Go's own library.
 func source(t testing.TB) []byte {
 	t.Helper()
 	var out []byte
-	err := filepath.WalkDir(filepath.Join(runtime.GOROOT(), "src", "net"), func(path string, e fs.DirEntry, err error) error {
+	err := filepath.WalkDir(filepath.Join(goroot(t), "src", "net"), func(path string, e fs.DirEntry, err error) error {
 		if err != nil || e.IsDir() || !strings.HasSuffix(path, ".go") || len(out) > 4*mib {
 			return err
 		}
@@ -67,7 +77,7 @@ func source(t testing.TB) []byte {
 // program is machine code and tables: Go's own command, the beginning, since compressed debugging information ends it.
 func program(t testing.TB) []byte {
 	t.Helper()
-	p, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "bin", "go"))
+	p, err := os.ReadFile(filepath.Join(goroot(t), "bin", "go"))
 	if err != nil {
 		t.Skip("Go's command is not here:", err)
 	}
@@ -80,7 +90,7 @@ func listing(t testing.TB) []byte {
 	t.Helper()
 	var out []byte
 	for _, name := range []string{"go1.txt", "go1.1.txt", "go1.18.txt"} {
-		p, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "api", name))
+		p, err := os.ReadFile(filepath.Join(goroot(t), "api", name))
 		if err != nil {
 			t.Skip("the description of Go's library is not here:", err)
 		}
