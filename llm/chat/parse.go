@@ -105,7 +105,7 @@ func (p *parser) body(until ...string) ([]statement, string, error) {
 			if err := p.end(); err != nil {
 				return nil, "", err
 			}
-			out = append(out, printed(e))
+			out = append(out, show(e))
 		case tokTag:
 			word := p.tokens[1].text
 			if slices.Contains(until, word) {
@@ -131,7 +131,7 @@ func (p *parser) body(until ...string) ([]statement, string, error) {
 	}
 }
 
-func printed(e expression) statement {
+func show(e expression) statement {
 	return func(f *frame) error {
 		v, err := e(f)
 		if err != nil {

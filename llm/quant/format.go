@@ -91,7 +91,7 @@ func half(f float32) float32 { return tensor.FromF16(tensor.ToF16(f)) }
 
 // shrinks are by what the widest possible range is narrowed to find the one with the
 // least error: cutting off a few numbers may help all others.
-var shrinks = []float32{1, 0.95, 0.9, 0.85, 0.8, 0.75}
+var shrinks = []float32{1, 0.93, 0.86, 0.79}
 
 // best returns the candidate with the least error, each number's counting by its
 // importance; without importance the first, which is plain rounding.

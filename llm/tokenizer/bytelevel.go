@@ -2,16 +2,16 @@ package tokenizer
 
 import "unicode/utf8"
 
-// Byte-level vocabularies write every byte as a printable character: those that
-// are printable in Latin-1 as themselves, the rest as U+0100 and up, in order.
+// Byte-level vocabularies write every byte as a visible character: those that
+// are visible in Latin-1 as themselves, the rest as U+0100 and up, in order.
 // byteAt tells which byte a character writes.
 var byteAt = func() map[rune]byte {
 	bytes := make(map[rune]byte, 256)
 	next := rune(256)
 	for i := range 256 {
 		r := rune(i)
-		printable := r >= '!' && r <= '~' || r >= 0xA1 && r <= 0xAC || r >= 0xAE && r <= 0xFF
-		if !printable {
+		visible := r >= '!' && r <= '~' || r >= 0xA1 && r <= 0xAC || r >= 0xAE && r <= 0xFF
+		if !visible {
 			r = next
 			next++
 		}
