@@ -23,7 +23,7 @@ func Decode(x []float32, frame []byte) (bound float32, err error) {
 	}
 	b = b[size:]
 	if kind == everything {
-		return bound, values(x, b, f, len(x), func(i int) int { return i })
+		return bound, values(x, b, f)
 	}
 	k, size := binary.Uvarint(b)
 	if size <= 0 || k > n {
@@ -33,6 +33,13 @@ func Decode(x []float32, frame []byte) (bound float32, err error) {
 	if err != nil {
 		return 0, err
 	}
+	kept := make([]float32, k)
+	if err := values(kept, b, f); err != nil {
+		return 0, err
+	}
 	clear(x)
-	return bound, values(x, b, f, int(k), func(i int) int { return int(at[i]) })
+	for i, v := range kept {
+		x[at[i]] = v
+	}
+	return bound, nil
 }

@@ -3,12 +3,14 @@ package squeeze
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 
 	"github.com/atoll-run/atoll/tensor"
 )
 
 // appendValues writes values by a form, their scales first.
 func appendValues(dst []byte, x []float32, f Form) []byte {
+	dst = slices.Grow(dst, forms[f].bytes(len(x)))
 	switch f {
 	case F32:
 		for _, v := range x {
@@ -73,54 +75,61 @@ func scaleOf(block []float32, top float64) (float64, uint16) {
 	return float64(tensor.FromBF16(h)), h
 }
 
-// values reads n values by a form into dst[at(i)].
-func values(dst []float32, b []byte, f Form, n int, at func(int) int) error {
-	d := forms[f]
-	if len(b) != d.bytes(n) {
+// values sets x to all values in b, written by a form. It refuses what no encoder writes.
+func values(x []float32, b []byte, form Form) error {
+	f := forms[form]
+	if len(b) != f.bytes(len(x)) {
 		return ErrCorrupt
 	}
-	scales, b := b[:2*d.scales(n)], b[2*d.scales(n):]
-	for start := 0; start < n; {
-		end, scale := n, 0.0
-		if d.block > 0 {
-			s := tensor.FromBF16(binary.LittleEndian.Uint16(scales[start/d.block*2:]))
-			if !finite(s) || math.Signbit(float64(s)) {
-				return ErrCorrupt
-			}
-			end, scale = min(start+d.block, n), float64(s)
+	good := true
+	switch form {
+	case F32:
+		for i := range x {
+			x[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
+			good = good && finite(x[i])
 		}
-		for i := start; i < end; i++ {
-			v, ok := value(b, f, i, scale)
-			if !ok {
-				return ErrCorrupt
-			}
-			dst[at(i)] = v
+	case BF16:
+		for i := range x {
+			x[i] = tensor.FromBF16(binary.LittleEndian.Uint16(b[2*i:]))
+			good = good && finite(x[i])
 		}
-		start = end
+	default:
+		n := f.scales(len(x))
+		scales, numbers := b[:2*n], b[2*n:]
+		for i := range n {
+			scale := tensor.FromBF16(binary.LittleEndian.Uint16(scales[2*i:]))
+			good = good && finite(scale) && !math.Signbit(float64(scale))
+			from, to := i*f.block, min((i+1)*f.block, len(x))
+			good = f.multiply(x[from:to], numbers[from*f.bits/8:(to*f.bits+7)/8], float64(scale)) && good
+		}
 	}
-	if f == Int4 && n%2 == 1 && b[n/2]>>4 != 0 {
+	if !good {
 		return ErrCorrupt
 	}
 	return nil
 }
 
-// value reads one value; ok is false for one that no encoder writes.
-func value(b []byte, f Form, i int, scale float64) (v float32, ok bool) {
-	var q int8
-	switch f {
-	case F32:
-		v = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
-		return v, finite(v)
-	case BF16:
-		v = tensor.FromBF16(binary.LittleEndian.Uint16(b[2*i:]))
-		return v, finite(v)
-	case Int8:
-		q = int8(b[i])
-		ok = q != -128
-	case Int4:
-		q = int8(b[i/2]>>(i%2*4)<<4) >> 4
-		ok = q != -8
+// multiply sets a block to whole numbers times their scale; it reports whether an encoder may have written them.
+func (f form) multiply(block []float32, b []byte, scale float64) bool {
+	good := true
+	if f.bits == 8 {
+		for i, c := range b {
+			good = good && c != 0x80
+			block[i] = float32(float64(int8(c)) * scale)
+		}
+	} else {
+		for i := range block {
+			c := b[i/2] >> (i % 2 * 4) << 4
+			good = good && c != 0x80
+			block[i] = float32(float64(int8(c)>>4) * scale)
+		}
+		good = good && (len(block)%2 == 0 || b[len(b)-1]>>4 == 0)
 	}
 	// The scale was rounded up, so that the largest of all floats may come out a little larger than it is.
-	return float32(min(max(float64(q)*scale, -math.MaxFloat32), math.MaxFloat32)), ok
+	if f.top*scale > math.MaxFloat32 {
+		for i, v := range block {
+			block[i] = min(max(v, -math.MaxFloat32), math.MaxFloat32)
+		}
+	}
+	return good
 }
