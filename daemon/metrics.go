@@ -19,7 +19,8 @@ type collector struct {
 	sandboxes, pool, cpu, memory, memoryLimit, disk, diskLimit, pids, rx, tx *prometheus.Desc
 }
 
-func newMetrics(n *node.Node) http.Handler {
+// newMetrics serves the node's metrics and those of more, which may be nil.
+func newMetrics(n *node.Node, more prometheus.Collector) http.Handler {
 	of := []string{"sandbox", "name", "team", "template"}
 	c := &collector{
 		node:        n,
@@ -36,6 +37,9 @@ func newMetrics(n *node.Node) http.Handler {
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(c)
+	if more != nil {
+		reg.MustRegister(more)
+	}
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }
 

@@ -114,7 +114,13 @@ func (p *Parts) handler(cfg Config) http.Handler {
 	e2bAPI := e2b.New(e2b.Config{Node: p.Node, Keys: p.Keys, Domain: cfg.Domain, Log: cfg.Log})
 	mux := http.NewServeMux()
 	mux.Handle("/api/", native.New(native.Config{Node: p.Node, Keys: p.Keys, Peers: p.peers, Log: cfg.Log}))
-	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node)))
+	models, modelMetrics, err := p.models(cfg)
+	if err != nil {
+		cfg.Log.Error("language models are not served", "error", err)
+	} else {
+		mux.Handle("/v1/", models)
+	}
+	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node, modelMetrics)))
 	mux.Handle("/", e2bAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if e2b.IsTraffic(r) {

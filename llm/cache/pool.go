@@ -225,6 +225,18 @@ func (s *Sequence) Commit(tokens ...int32) {
 	}
 }
 
+// Own is how many pages Release would free or leave to be found: those that no
+// other sequence uses.
+func (s *Sequence) Own() int {
+	n := 0
+	for _, page := range s.pages {
+		if s.pool.refs[page] == 1 {
+			n++
+		}
+	}
+	return n
+}
+
 // Release lets all pages go; full ones can still be found.
 func (s *Sequence) Release() {
 	for _, page := range slices.Backward(s.pages) { // so that the beginning, which more may share, is evicted last

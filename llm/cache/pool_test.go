@@ -2,6 +2,8 @@ package cache
 
 import (
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/atoll-run/atoll/tensor"
@@ -138,4 +140,92 @@ func TestPagesAreNeitherLostNorCountedTwice(t *testing.T) {
 			t.Fatalf("%+v, %d held", s, len(held))
 		}
 	}
+}
+
+// conformance: L8
+func TestAnswersAreKeptWithinTheirBoundAndFoundAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	a, err := OpenAnswers(dir, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		a.Put(string(rune('a'+i)), make([]byte, 100))
+		a.Get("a") // stays the latest used
+	}
+	if _, ok := a.Get("a"); !ok {
+		t.Error("the one in use is gone")
+	}
+	if _, ok := a.Get("b"); ok {
+		t.Error("the oldest is there")
+	}
+	a.Put("large", make([]byte, 600))
+	again, err := OpenAnswers(dir, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if data, ok := again.Get("t"); !ok || len(data) != 100 {
+		t.Error("the latest is not found after a restart")
+	}
+	if _, ok := again.Get("large"); ok {
+		t.Error("one that takes more than half was kept")
+	}
+	if hits, misses := again.Counts(); hits != 1 || misses != 1 || again.sum > 1000 {
+		t.Errorf("%d, %d, %d bytes", hits, misses, again.sum)
+	}
+}
+
+// conformance: L8
+func TestPagesAreFoundAfterARestartUnlessDamaged(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "pages")
+	p := pool(t, 8)
+	s := p.NewSequence()
+	write(t, s, tokens(0, 8))
+	for i, page := range s.Pages() {
+		p.Block(page, 0)[0] = byte(i + 1)
+	}
+	s.Release()
+	if err := p.Write(name, 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	q := pool(t, 8)
+	if err := q.Read(name); err != nil {
+		t.Fatal(err)
+	}
+	r := q.NewSequence()
+	if n := r.Adopt(tokens(0, 9)); n != 32 || q.Block(r.Pages()[1], 0)[0] != 2 {
+		t.Errorf("%d tokens", n)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)-20] ^= 1
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d := pool(t, 8)
+	if err := d.Read(name); err != nil || d.Stats().Idle != 1 {
+		t.Errorf("%v, %+v", err, d.Stats())
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add([]byte("atoll pages 1 "), 4)
+	f.Fuzz(func(t *testing.T, data []byte, keep int) {
+		p := pool(t, 4)
+		name := filepath.Join(t.TempDir(), "pages")
+		if keep%2 == 0 { // past the header
+			data = append(p.header(), data...)
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Read(name); err != nil {
+			t.Error(err)
+		}
+		if s := p.Stats(); s.Used != 0 || s.Idle+len(p.free) != 4 {
+			t.Errorf("%+v", s)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package model
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/atoll-run/atoll/llm/cache"
 	"github.com/atoll-run/atoll/sandbox"
@@ -28,6 +29,8 @@ type Model struct {
 	steps     []Step
 	state     state // buffers of a pass, kept between passes
 
+	begun  time.Time
+	took   time.Duration   // to load all; set before the last channel is closed
 	loaded []chan struct{} // of each group, closed when it is there or never will be
 	failed []error         // of each group, set before its channel is closed
 	stop   context.CancelFunc
@@ -110,7 +113,7 @@ func Open(src Source, o Options) (*Model, error) {
 	}
 	m.steps = m.graph()
 	ctx, stop := context.WithCancel(context.Background())
-	m.stop = stop
+	m.stop, m.begun = stop, time.Now()
 	m.loader.Go(func() { m.load(ctx, src, groups, o.Progress) })
 	return m, nil
 }
@@ -146,6 +149,7 @@ func (m *Model) load(ctx context.Context, src Source, groups []group, progress f
 				progress(done, all)
 			}
 		}
+		m.took = time.Since(m.begun)
 		close(m.loaded[i])
 	}
 }
@@ -178,6 +182,10 @@ func (m *Model) Wait(ctx context.Context) error {
 	}
 	return nil
 }
+
+// LoadTime is how long it took until all weights were there. Wait must have
+// returned.
+func (m *Model) LoadTime() time.Duration { return m.took }
 
 // Config is the shape of the whole model.
 func (m *Model) Config() Config { return m.config }

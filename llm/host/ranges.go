@@ -1,0 +1,146 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// ranges reads a file behind an HTTP address at any place. Reads that go forward
+// share one response, since weights are read in nearly the order of the file; a
+// connection that breaks is taken up again where it broke. It is used by one
+// goroutine at a time.
+type ranges struct {
+	ctx  context.Context
+	url  string
+	size int64
+
+	body io.ReadCloser // nil when there is none
+	at   int64         // what body gives next
+}
+
+const (
+	maxSkip    = 1 << 20 // bytes that are read and thrown away rather than asking anew
+	maxRetries = 5       // without a byte in between
+	retryAfter = 200 * time.Millisecond
+)
+
+// openRanges asks for the size. It fails with Unsupported when the server does not
+// serve parts of files.
+func openRanges(ctx context.Context, url string) (*ranges, error) {
+	const op = "host.openRanges"
+	r := &ranges{ctx: ctx, url: url}
+	res, err := r.ask(0)
+	if err != nil {
+		return nil, err
+	}
+	_, total, ok := strings.Cut(res.Header.Get("Content-Range"), "/")
+	r.size, err = strconv.ParseInt(total, 10, 64)
+	if !ok || err != nil || r.size <= 0 {
+		_ = res.Body.Close()
+		return nil, sandbox.Errorf(op, sandbox.Unsupported, url, "the server does not say how long the file is")
+	}
+	r.body, r.at = res.Body, 0
+	return r, nil
+}
+
+func (r *ranges) ask(from int64) (*http.Response, error) {
+	const op = "host.ranges"
+	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, r.url, nil)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Invalid, r.url, err)
+	}
+	req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, sandbox.E(op, sandbox.Unavailable, r.url, err)
+	}
+	if res.StatusCode == http.StatusPartialContent {
+		return res, nil
+	}
+	_ = res.Body.Close()
+	kind := sandbox.NotFound
+	switch {
+	case res.StatusCode == http.StatusOK:
+		return nil, sandbox.Errorf(op, sandbox.Unsupported, r.url, "the server does not serve parts of files").
+			WithHint("import the model first")
+	case res.StatusCode >= http.StatusInternalServerError:
+		kind = sandbox.Unavailable
+	}
+	return nil, sandbox.Errorf(op, kind, r.url, "the server answered %s", res.Status)
+}
+
+// ReadAt implements io.ReaderAt.
+func (r *ranges) ReadAt(p []byte, off int64) (int, error) {
+	done, failures := 0, 0
+	for done < len(p) {
+		n, err := r.some(p[done:], off+int64(done))
+		done += n
+		if n > 0 {
+			failures = 0
+		}
+		if err == nil || done == len(p) {
+			continue
+		}
+		r.drop()
+		if !sandbox.Is(err, sandbox.Unavailable) || r.ctx.Err() != nil {
+			return done, err
+		}
+		if failures++; failures > maxRetries {
+			return done, err
+		}
+		select {
+		case <-time.After(retryAfter << failures):
+		case <-r.ctx.Done():
+			return done, sandbox.E("host.ranges", "", r.url, r.ctx.Err())
+		}
+	}
+	return done, nil
+}
+
+// some reads at least a byte.
+func (r *ranges) some(p []byte, off int64) (int, error) {
+	if off >= r.size {
+		return 0, sandbox.E("host.ranges", sandbox.Invalid, r.url, io.ErrUnexpectedEOF)
+	}
+	if r.body != nil && off >= r.at && off-r.at <= maxSkip {
+		n, err := io.CopyN(io.Discard, r.body, off-r.at)
+		r.at += n
+		if err != nil {
+			return 0, sandbox.E("host.ranges", sandbox.Unavailable, r.url, err)
+		}
+	} else {
+		r.drop()
+		res, err := r.ask(off)
+		if err != nil {
+			return 0, err
+		}
+		r.body, r.at = res.Body, off
+	}
+	n, err := r.body.Read(p)
+	r.at += int64(n)
+	if err != nil && (n == 0 || !errors.Is(err, io.EOF)) {
+		return n, sandbox.E("host.ranges", sandbox.Unavailable, r.url, err)
+	}
+	return n, nil
+}
+
+func (r *ranges) drop() {
+	if r.body != nil {
+		_ = r.body.Close()
+		r.body = nil
+	}
+}
+
+// Close gives up the connection.
+func (r *ranges) Close() error {
+	r.drop()
+	return nil
+}

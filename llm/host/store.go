@@ -1,0 +1,296 @@
+// Package host keeps language models on disk and those in use in memory.
+package host
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/zeebo/blake3"
+
+	"github.com/atoll-run/atoll/llm/gguf"
+	"github.com/atoll-run/atoll/llm/model"
+	"github.com/atoll-run/atoll/sandbox"
+)
+
+// Info is what is known of a model on disk.
+type Info struct {
+	Name       string    `json:"name"`
+	Digest     string    `json:"digest"` // BLAKE3 of the file
+	Family     string    `json:"family"`
+	Type       string    `json:"type"` // how most weights are kept
+	Parameters int64     `json:"parameters"`
+	Bytes      int64     `json:"bytes"` // of the file
+	Context    int       `json:"context"`
+	Origin     string    `json:"origin"`
+	Imported   time.Time `json:"imported"`
+}
+
+// Store is the models in a directory, each in a folder of its own. Several processes
+// may use it.
+type Store struct{ dir string }
+
+// OpenStore uses a directory, which need not be there yet.
+func OpenStore(dir string) *Store { return &Store{dir} }
+
+const (
+	weightsName = "model.gguf"
+	infoName    = "model.json" // written last: a folder without it is no model
+	partPrefix  = ".import-"
+)
+
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$`)
+
+func checkName(name string) error {
+	if !validName.MatchString(name) {
+		return sandbox.Errorf("host.name", sandbox.Invalid, name, "this cannot be a model's name").
+			WithHint("use letters, digits, dots, dashes and underscores")
+	}
+	return nil
+}
+
+// NameOf is what a model is called when nobody says: after its file.
+func NameOf(origin string) string {
+	base := filepath.Base(strings.TrimRight(origin, "/"))
+	if i := strings.IndexAny(base, "?#"); i >= 0 {
+		base = base[:i]
+	}
+	base = strings.TrimSuffix(base, ".gguf")
+	clean := strings.ToLower(regexp.MustCompile(`[^a-zA-Z0-9._-]+`).ReplaceAllString(base, "-"))
+	return strings.TrimLeft(clean, "-._")
+}
+
+// List returns the models, by name. What is damaged is left out.
+func (s *Store) List() ([]Info, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, sandbox.E("host.List", sandbox.Denied, s.dir, err)
+	}
+	var list []Info
+	for _, e := range entries {
+		if info, err := s.Info(e.Name()); err == nil {
+			list = append(list, info)
+		}
+	}
+	return list, nil
+}
+
+// Info returns what is known of one model. It fails with NotFound.
+func (s *Store) Info(name string) (Info, error) {
+	const op = "host.Info"
+	var info Info
+	if err := checkName(name); err != nil {
+		return info, err
+	}
+	data, err := os.ReadFile(filepath.Join(s.dir, name, infoName))
+	if err != nil {
+		return info, sandbox.Errorf(op, sandbox.NotFound, name, "there is no model of this name").WithHint(s.hint())
+	}
+	if err := json.Unmarshal(data, &info); err != nil || info.Name != name {
+		return info, sandbox.Errorf(op, sandbox.Internal, name, "its description is damaged").WithHint("import it again")
+	}
+	return info, nil
+}
+
+// hint says what can be done about a missing model.
+func (s *Store) hint() string {
+	list, err := s.List()
+	if err != nil || len(list) == 0 {
+		return "import one with `atoll model import FILE.gguf`"
+	}
+	names := make([]string, 0, 5)
+	for _, info := range list[:min(len(list), 5)] {
+		names = append(names, info.Name)
+	}
+	return "there are " + strings.Join(names, ", ")
+}
+
+// Weights is the file of a model.
+func (s *Store) Weights(name string) string { return filepath.Join(s.dir, name, weightsName) }
+
+// Remove deletes a model. One that is in use stays in the memory of its users.
+func (s *Store) Remove(name string) error {
+	if _, err := s.Info(name); err != nil {
+		return err
+	}
+	// First the description, so that what is left of an interrupted removal is no model.
+	dir := filepath.Join(s.dir, name)
+	if err := errors.Join(os.Remove(filepath.Join(dir, infoName)), os.RemoveAll(dir)); err != nil {
+		return sandbox.E("host.Remove", sandbox.Denied, name, err)
+	}
+	return nil
+}
+
+// Import copies a GGUF file from a path or an HTTP address and checks that it is a
+// model that can be served. progress, which may be nil, is told of bytes; all is -1
+// when it is not known. name may be empty. It fails with Exists when the name is
+// taken by another model; the same again is no error.
+func (s *Store) Import(ctx context.Context, origin, name string, progress func(done, all int64)) (Info, error) {
+	const op = "host.Import"
+	if name == "" {
+		name = NameOf(origin)
+	}
+	if err := checkName(name); err != nil {
+		return Info{}, err
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return Info{}, sandbox.E(op, sandbox.Denied, s.dir, err)
+	}
+	part, err := os.MkdirTemp(s.dir, partPrefix)
+	if err != nil {
+		return Info{}, sandbox.E(op, sandbox.Denied, s.dir, err)
+	}
+	defer os.RemoveAll(part)
+	digest, err := fetch(ctx, origin, filepath.Join(part, weightsName), progress)
+	if err != nil {
+		return Info{}, err
+	}
+	info, err := describe(filepath.Join(part, weightsName))
+	if err != nil {
+		return Info{}, err
+	}
+	info.Name, info.Digest, info.Origin, info.Imported = name, digest, origin, time.Now().UTC().Truncate(time.Second)
+	if old, err := s.Info(name); err == nil {
+		if old.Digest == digest {
+			return old, nil
+		}
+		return Info{}, sandbox.Errorf(op, sandbox.Exists, name, "another model has this name").
+			WithHint("choose another with --name, or remove it with `atoll model rm " + name + "`")
+	}
+	data, err := json.MarshalIndent(info, "", "  ")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(part, infoName), data, 0o600)
+	}
+	if err == nil {
+		_ = os.RemoveAll(filepath.Join(s.dir, name)) // without a description it is what a removal left
+		err = os.Rename(part, filepath.Join(s.dir, name))
+	}
+	if err != nil {
+		return Info{}, sandbox.E(op, sandbox.Internal, name, err)
+	}
+	return info, nil
+}
+
+// fetch copies a file and returns its digest.
+func fetch(ctx context.Context, origin, to string, progress func(done, all int64)) (digest string, err error) {
+	const op = "host.fetch"
+	var from io.Reader
+	all := int64(-1)
+	if IsURL(origin) {
+		body, size, err := get(ctx, origin)
+		if err != nil {
+			return "", err
+		}
+		defer body.Close()
+		from, all = body, size
+	} else {
+		f, err := os.Open(filepath.Clean(origin))
+		if err != nil {
+			return "", sandbox.E(op, sandbox.NotFound, origin, err)
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil || !info.Mode().IsRegular() {
+			return "", sandbox.Errorf(op, sandbox.Invalid, origin, "not a regular file").WithHint("give a GGUF file")
+		}
+		from, all = f, info.Size()
+	}
+	out, err := os.OpenFile(filepath.Clean(to), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return "", sandbox.E(op, sandbox.Denied, to, err)
+	}
+	sum := blake3.New()
+	n, err := io.Copy(io.MultiWriter(out, sum), &watched{ctx: ctx, r: from, all: all, progress: progress})
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return "", sandbox.E(op, "", origin, err)
+	}
+	if all >= 0 && n != all {
+		return "", sandbox.Errorf(op, sandbox.Unavailable, origin, "%d of %d bytes came", n, all)
+	}
+	return "blake3:" + hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// IsURL reports whether a model is named by an HTTP address.
+func IsURL(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+func get(ctx context.Context, url string) (io.ReadCloser, int64, error) {
+	const op = "host.get"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, 0, sandbox.E(op, sandbox.Invalid, url, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, 0, sandbox.E(op, sandbox.Unavailable, url, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		_ = res.Body.Close()
+		return nil, 0, sandbox.Errorf(op, sandbox.NotFound, url, "the server answered %s", res.Status)
+	}
+	return res.Body, res.ContentLength, nil
+}
+
+// watched is a reader that ends with its context and tells how far it is.
+type watched struct {
+	ctx       context.Context
+	r         io.Reader
+	done, all int64
+	progress  func(done, all int64)
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := w.r.Read(p)
+	w.done += int64(n)
+	if w.progress != nil {
+		w.progress(w.done, w.all)
+	}
+	return n, err
+}
+
+// describe reads the front of a model and checks that it could be loaded.
+func describe(name string) (Info, error) {
+	r, err := gguf.Open(name)
+	if err != nil {
+		return Info{}, err
+	}
+	defer r.Close()
+	src, err := model.FromGGUFData(r.File, r)
+	if err != nil {
+		return Info{}, err
+	}
+	if _, err := model.Weights(src, model.Shard{}); err != nil {
+		return Info{}, err
+	}
+	c := src.Config()
+	info := Info{Family: c.Family, Context: c.Context}
+	byType := map[string]int64{}
+	for i := range r.Tensors {
+		t := &r.Tensors[i]
+		info.Parameters += t.Elements()
+		byType[t.Type.String()] += t.Elements()
+	}
+	for name, n := range byType {
+		if n > byType[info.Type] || (n == byType[info.Type] && name < info.Type) {
+			info.Type = name
+		}
+	}
+	stat, err := os.Stat(name)
+	if err != nil {
+		return Info{}, sandbox.E("host.describe", sandbox.Internal, name, err)
+	}
+	info.Bytes = stat.Size()
+	return info, nil
+}
