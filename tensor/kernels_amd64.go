@@ -536,7 +536,7 @@ func splitF16(dst *uint16, w *byte, units int)
 //go:noescape
 func splitF32(dst *uint16, w *byte, units int)
 
-// sweepAVX2 reads n bytes, a multiple of 256, and returns what all of them have in common.
+// sweepAVX2 reads n bytes, a multiple of 256, and returns some of the bits that it read.
 //
 //go:noescape
 func sweepAVX2(p *byte, n int) uint64

@@ -3,7 +3,7 @@ package tensor
 import "sync/atomic"
 
 // Sweep reads all of b once with all threads, as fast as this machine can: the bound for every product whose weights no cache
-// holds. The result is not 0 if any byte is not.
+// holds. The result is some of the bits that were read, so that no compiler leaves reading out.
 func (p *Pool) Sweep(b []byte) uint64 {
 	const line = 256 // bytes that are read at once
 	var all atomic.Uint64

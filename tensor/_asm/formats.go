@@ -115,7 +115,7 @@ func plain(offset int) func(*context, int, int) VecVirtual {
 	return func(c *context, _, _ int) VecVirtual { return c.halfAt(offset) }
 }
 
-// affine is d, dmin and 12 bytes of scales and minima.
+// kScaled and kOffset read d, dmin and 12 bytes of scales and minima.
 func kScaled(c *context, unit, _ int) VecVirtual {
 	return c.mul(c.halfAt(0), c.float(kScale(c, 4, unit, false)))
 }
