@@ -97,22 +97,20 @@ func setMAC(fd int, text string) error {
 func addRoute(fd int, gateway netip.Addr) error {
 	type sockaddr struct {
 		family uint16
-		port   uint16
+		_      uint16
 		addr   [4]byte
 		_      [8]byte
 	}
 	// struct rtentry
 	r := struct {
-		_               uintptr
-		dst, via, mask  sockaddr
-		flags           uint16
-		_               int16
-		_               uintptr
-		_               uintptr
-		metric          int16
-		device          uintptr
-		mtu, windowSize uintptr
-		irtt            uint16
+		_              uintptr
+		dst, via, mask sockaddr
+		flags          uint16
+		_              int16
+		_, _           uintptr
+		_              int16
+		_, _, _        uintptr // device, MTU, window
+		_              uint16
 	}{
 		dst: sockaddr{family: unix.AF_INET}, mask: sockaddr{family: unix.AF_INET},
 		via:   sockaddr{family: unix.AF_INET, addr: gateway.As4()},

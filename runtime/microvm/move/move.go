@@ -148,9 +148,9 @@ func Send(wire io.Writer, stream io.Reader, base Base) (Stats, error) {
 		refs: references{base.Memory, map[uint32]*[pageSize]byte{}},
 		out:  bufio.NewWriterSize(z, 64<<10), sum: xxh3.New(),
 	}
-	s.out.WriteString(wireMagic)
-	s.out.WriteByte(byte(len(base.Digest)))
-	s.out.WriteString(base.Digest)
+	_, _ = s.out.WriteString(wireMagic)
+	_ = s.out.WriteByte(byte(len(base.Digest)))
+	_, _ = s.out.WriteString(base.Digest)
 	err = s.run(newParser(from), z)
 	s.stats.Read, s.stats.Wire = from.n, to.n
 	return s.stats, err
@@ -162,8 +162,8 @@ func (s *sender) run(p *parser, z *zstd.Encoder) error {
 		it, err := p.next()
 		switch {
 		case errors.Is(err, io.EOF):
-			s.out.WriteByte(recEnd)
-			s.out.Write(binary.BigEndian.AppendUint64(nil, s.sum.Sum64()))
+			_ = s.out.WriteByte(recEnd)
+			_, _ = s.out.Write(binary.BigEndian.AppendUint64(nil, s.sum.Sum64()))
 			return errors.Join(s.out.Flush(), z.Close())
 		case err != nil:
 			return err
@@ -201,8 +201,8 @@ func (s *sender) page(it item, blocks map[string]uint64) {
 	if s.block == "" {
 		s.block = largest(blocks)
 		s.record(recBlock, uint32(min(blocks[s.block]/pageSize, maxPages)))
-		s.out.WriteByte(byte(len(s.block)))
-		s.out.WriteString(s.block)
+		_ = s.out.WriteByte(byte(len(s.block)))
+		_, _ = s.out.WriteString(s.block)
 	}
 	if it.block != s.block || it.addr/pageSize >= maxPages {
 		s.raw(append(pageHeader(it.block, it.addr, flagPage), it.page...)) // firmware and the like

@@ -44,7 +44,11 @@ func (m *machine) steps(ctx context.Context, steps ...step) error {
 		if s.file != nil {
 			fds = append(fds, int(s.file.Fd()))
 		}
-		if err := m.qmp.call(ctx, s.command, s.args, nil, fds...); err != nil {
+		var args any // a map that is nil would be sent as null
+		if s.args != nil {
+			args = s.args
+		}
+		if err := m.qmp.call(ctx, s.command, args, nil, fds...); err != nil {
 			return err
 		}
 	}
