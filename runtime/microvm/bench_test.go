@@ -69,7 +69,7 @@ func BenchmarkForkPause(b *testing.B) {
 	var times []time.Duration
 	r.OnStep(func(step string) {
 		switch step {
-		case "layer on record":
+		case "layer opened":
 			paused = time.Now()
 		case "resumed":
 			times = append(times, time.Since(paused))

@@ -22,7 +22,7 @@ import (
 // snapshotSteps and restoreSteps are where the processes that take part die.
 var (
 	snapshotSteps = []string{
-		"layer made", "layer on record", "paused", "layer added", "devices saved", "memory written", "resumed",
+		"layer made", "layer on record", "layer opened", "paused", "layer added", "devices saved", "memory written", "resumed",
 		"files linked", "manifest written", "snapshot written",
 	}
 	restoreSteps = []string{"restore prepared", "monitor started", "machine runs"}
@@ -155,7 +155,7 @@ func TestTheOwnersDeathAtAnyStepOfAForkLeavesNothingOfIt(t *testing.T) {
 func TestTheMonitorsDeathAtAnyStepOfASnapshotIsTold(t *testing.T) {
 	r := open(t, t.TempDir())
 	defer destroyAll(t, r)
-	for i, step := range snapshotSteps[:7] {
+	for i, step := range snapshotSteps[:8] {
 		s := spec(t, fmt.Sprintf("victim%d", i))
 		if err := r.Create(t.Context(), s); err != nil {
 			t.Fatal(err)

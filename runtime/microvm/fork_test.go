@@ -40,14 +40,16 @@ func TestForksGoOnFromOneStateWithNumbersTimeAndNamesOfTheirOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 		id := fmt.Sprintf("fork%d", i)
+		begin := time.Now()
 		out := strings.Fields(sh(t, r, id, "od -An -tx8 -N8 /dev/urandom; date +%s; uname -n; cat /mark; sha256sum < /tmp/big"))
 		if other := drawn[out[0]]; other != "" {
 			t.Errorf("%s and %s draw the same number %s", id, other, out[0])
 		}
 		drawn[out[0]] = id
 		at, err := strconv.ParseInt(out[1], 10, 64)
-		if away := time.Since(time.Unix(at, 0)); err != nil || away.Abs() > 3*time.Second {
-			t.Errorf("the clock of %s is %v away", id, away)
+		// Its clock was read at some moment since, and says whole seconds.
+		if now := time.Unix(at, 0); err != nil || now.Before(begin.Add(-2*time.Second)) || now.After(time.Now().Add(time.Second)) {
+			t.Errorf("the clock of %s says %v between %v and %v", id, now, begin, time.Now())
 		}
 		if out[2] != id || out[3] != "parent" {
 			t.Errorf("%s is called %s and reads %q", id, out[2], out[3])
@@ -74,38 +76,6 @@ func TestForksGoOnFromOneStateWithNumbersTimeAndNamesOfTheirOwn(t *testing.T) {
 		}
 		if got := sh(t, r, id, "sha256sum < /tmp/big"); got != want {
 			t.Errorf("the file of %s has changed", id)
-		}
-	}
-}
-
-// conformance: FR2.5
-func TestMemoryThatAGuestFreesComesBackAndItsTemplateStaysWhole(t *testing.T) {
-	r, s := start(t)
-	sh(t, r, s.ID, "head -c 60000000 /dev/zero | tail -c 60000000 | wc -c")
-	st, err := r.Stats(t.Context(), s.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	full := st.Memory
-	// Blocks of 2 MiB are given back, so that scattered pages must move together first.
-	sh(t, r, s.ID, "echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory")
-	for end := time.Now().Add(time.Minute); st.Memory > full-32<<20; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("of %d MiB, %d are still taken after the guest freed them", full>>20, st.Memory>>20)
-		}
-		if st, err = r.Stats(t.Context(), s.ID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	t.Logf("measured: FR2.5 %d MiB became %d MiB after the guest freed memory", full>>20, st.Memory>>20)
-	sibling := s
-	sibling.ID = "sibling"
-	if err := r.Create(t.Context(), sibling); err != nil {
-		t.Fatal(err)
-	}
-	for _, id := range []string{s.ID, "sibling"} {
-		if got := sh(t, r, id, "sha256sum /usr/bin/bash > /dev/null; echo whole"); got != "whole\n" {
-			t.Errorf("%s says %q", id, got)
 		}
 	}
 }

@@ -217,9 +217,7 @@ func (p *pool) spawn(ctx context.Context, name string, s shape, root string, rea
 	if err == nil && ready {
 		err = m.vm.load(ctx, m.origin)
 		if err == nil {
-			// Its first process costs several times what later ones do; better it
-			// costs us than whoever claims it.
-			err = m.vm.warmUp(ctx)
+			err = m.vm.warmUp(ctx) // better it costs us than whoever claims it
 		}
 		if err == nil {
 			err = m.vm.machine.Pause(ctx)

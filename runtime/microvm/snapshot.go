@@ -108,12 +108,16 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 		return err
 	}
 	r.step("layer on record")
+	if err := v.machine.NewLayer(ctx, ownDisk, filepath.Join(b.dir, next.Layers[len(next.Layers)-1])); err != nil {
+		return err
+	}
+	r.step("layer opened")
 	if running {
 		if err := v.machine.Pause(ctx); err != nil {
 			return err
 		}
 	}
-	err = r.freezeState(ctx, v, next, b.dir, dir)
+	err = r.freezeState(ctx, v, m.Origin, dir)
 	if running {
 		// Whatever happened, also to our caller, the machine must go on.
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
@@ -141,11 +145,11 @@ func nextPages(base []pageFile) string {
 	}
 }
 
-// freezeState writes what must be written while the machine, whose files are in
-// from, stands still: o names the new layer and the page file.
-func (r *Runtime) freezeState(ctx context.Context, v *vm, o origin, from, dir string) error {
+// freezeState writes what must be written while the machine stands still: o names
+// the page file.
+func (r *Runtime) freezeState(ctx context.Context, v *vm, o origin, dir string) error {
 	r.step("paused")
-	if err := v.machine.AddLayer(ctx, ownDisk, filepath.Join(from, o.Layers[len(o.Layers)-1])); err != nil {
+	if err := v.machine.AddLayer(ctx, ownDisk); err != nil {
 		return err
 	}
 	r.step("layer added")

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -273,15 +274,34 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 	return []pageFile{p}, nil
 }
 
-// warmUp runs a first process, which costs several times what later ones do, and
-// whose files all clones then share.
+// nobodys is the spec of a machine that belongs to nobody yet.
+var nobodys = sandbox.Spec{ID: "template", Link: &sandbox.Link{
+	Address: netip.MustParsePrefix("192.0.2.2/30"), Gateway: netip.MustParseAddr("192.0.2.1"), // for documentation only
+}}
+
+// warmUpRounds is how often a machine is asked what it will be asked later.
+const warmUpRounds = 2
+
+// warmUp asks the guest for what it will be asked later. The first time costs
+// several times what later ones do: memory is touched, which clones then share,
+// and where machines are emulated code is translated, which a machine of the
+// pool then has.
 func (v *vm) warmUp(ctx context.Context) error {
 	g := guest.New(func(ctx context.Context) (net.Conn, error) { return v.dial(ctx, sandbox.GuestPort) }, guest.Options{})
 	defer g.CloseIdle()
 	if err := g.WaitHealthy(ctx); err != nil {
 		return err
 	}
-	_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without
+	spec := nobodys
+	if v.tap == "" {
+		spec.Link = nil
+	}
+	for range warmUpRounds {
+		if err := v.identify(ctx, spec, 0); err != nil {
+			return err
+		}
+		_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without
+	}
 	return nil
 }
 

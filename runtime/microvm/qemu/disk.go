@@ -9,19 +9,26 @@ import (
 	"slices"
 )
 
-// AddLayer makes the machine write to a new uppermost layer of a disk.
-func (m *machine) AddLayer(ctx context.Context, disk int, path string) error {
-	layers, err := m.layers(ctx, disk)
-	if err != nil {
-		return err
+// NewLayer makes the nodes of a layer that stands upon nothing yet.
+func (m *machine) NewLayer(ctx context.Context, disk int, path string) error {
+	top, err := m.top(ctx, disk)
+	if err == nil {
+		err = m.dropLayer(ctx, disk, top+1) // of one that was never added
 	}
-	top := layers[len(layers)-1]
-	err = m.addLayer(ctx, disk, top+1, path)
+	if err == nil {
+		err = m.openLayer(ctx, disk, top+1, path)
+	}
+	if err != nil {
+		return m.explain("open a layer of a disk", err)
+	}
+	return nil
+}
+
+// AddLayer puts the layer that NewLayer made upon the disk.
+func (m *machine) AddLayer(ctx context.Context, disk int) error {
+	top, err := m.top(ctx, disk)
 	if err == nil {
 		err = m.qmp.call(ctx, "blockdev-snapshot", map[string]any{"node": layerName(disk, top), "overlay": layerName(disk, top+1)}, nil)
-		if err != nil {
-			err = errors.Join(err, m.dropLayer(ctx, disk, top+1))
-		}
 	}
 	if err != nil {
 		return m.explain("add a layer to a disk", err)
@@ -29,9 +36,34 @@ func (m *machine) AddLayer(ctx context.Context, disk int, path string) error {
 	return nil
 }
 
-// addLayer makes the nodes of a layer that stands upon nothing yet.
-func (m *machine) addLayer(ctx context.Context, disk, layer int, path string) error {
-	set := m.fdset(disk, layer)
+// top is the number of the layer that the guest writes to.
+func (m *machine) top(ctx context.Context, disk int) (int, error) {
+	var drives []struct {
+		Inserted struct {
+			Node string `json:"node-name"`
+		} `json:"inserted"`
+	}
+	if err := m.qmp.call(ctx, "query-block", nil, &drives); err != nil {
+		return 0, err
+	}
+	for _, drive := range drives {
+		if layer, ok := layerOf(drive.Inserted.Node, disk); ok {
+			return layer, nil
+		}
+	}
+	return 0, fmt.Errorf("the machine has no disk %d", disk)
+}
+
+// layerOf is the number of the disk's layer that a node is, if it is one.
+func layerOf(node string, disk int) (layer int, ok bool) {
+	var d int
+	n, err := fmt.Sscanf(node, "disk%d-%d", &d, &layer)
+	return layer, err == nil && n == 2 && d == disk
+}
+
+// openLayer makes the nodes of a layer.
+func (m *machine) openLayer(ctx context.Context, disk, layer int, path string) error {
+	set := fdset(disk, layer)
 	for _, flags := range []int{os.O_RDONLY, os.O_RDWR} {
 		f, err := os.OpenFile(path, flags, 0)
 		if err != nil {
@@ -59,21 +91,27 @@ func (m *machine) addLayer(ctx context.Context, disk, layer int, path string) er
 	return nil
 }
 
-// dropLayer removes the nodes of a layer that nothing stands upon. What is not
-// there is no error: it may have been made by halves.
+// dropLayer removes the nodes of a layer that nothing stands upon, and its
+// descriptors. What is not there is no error: it may have been made by halves.
 func (m *machine) dropLayer(ctx context.Context, disk, layer int) error {
-	for _, node := range []string{layerName(disk, layer), fileName(disk, layer)} {
+	for _, c := range []struct {
+		command string
+		args    map[string]any
+	}{
+		{"blockdev-del", map[string]any{"node-name": layerName(disk, layer)}},
+		{"blockdev-del", map[string]any{"node-name": fileName(disk, layer)}},
+		{"remove-fd", map[string]any{"fdset-id": fdset(disk, layer)}},
+	} {
 		var refused *qmpError
-		err := m.qmp.call(ctx, "blockdev-del", map[string]any{"node-name": node}, nil)
-		if err != nil && !errors.As(err, &refused) {
+		if err := m.qmp.call(ctx, c.command, c.args, nil); err != nil && !errors.As(err, &refused) {
 			return err
 		}
 	}
-	return nil // QEMU closes the set of descriptors with its last user
+	return nil
 }
 
 // fdset is a number for the descriptors of a layer that is added to a machine that runs.
-func (m *machine) fdset(disk, layer int) int { return 1000*(disk+1) + layer }
+func fdset(disk, layer int) int { return 1000*(disk+1) + layer }
 
 // layers lists the numbers of a disk's layers, in ascending order.
 func (m *machine) layers(ctx context.Context, disk int) ([]int, error) {
@@ -85,8 +123,7 @@ func (m *machine) layers(ctx context.Context, disk int) ([]int, error) {
 	}
 	var out []int
 	for _, n := range nodes {
-		var d, layer int
-		if _, err := fmt.Sscanf(n.Name, "disk%d-%d", &d, &layer); err == nil && d == disk {
+		if layer, ok := layerOf(n.Name, disk); ok {
 			out = append(out, layer)
 		}
 	}
@@ -100,12 +137,16 @@ func (m *machine) layers(ctx context.Context, disk int) ([]int, error) {
 // MergeLayers copies what lies between the lowest keep layers and the uppermost
 // one into the latter.
 func (m *machine) MergeLayers(ctx context.Context, disk, keep int) error {
-	layers, err := m.layers(ctx, disk)
+	top, err := m.top(ctx, disk)
+	if err == nil {
+		err = m.dropLayer(ctx, disk, top+1) // of one that was never added
+	}
 	if err != nil {
 		return err
 	}
-	if len(layers) <= keep+1 {
-		return nil
+	layers, err := m.layers(ctx, disk)
+	if err != nil || len(layers) <= keep+1 {
+		return err
 	}
 	since, job := m.mark(), fmt.Sprintf("merge%d", disk)
 	err = m.qmp.call(ctx, "block-stream", map[string]any{

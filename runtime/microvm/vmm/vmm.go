@@ -110,9 +110,10 @@ type Machine interface {
 	ReadPages(buf []byte, first uint32) error
 	WritePages(buf []byte, first uint32) error
 
-	// AddLayer makes the paused machine write to a new uppermost layer of a disk;
-	// what it wrote before stays as it is.
-	AddLayer(ctx context.Context, disk int, layer string) error
+	// NewLayer opens an empty layer for a disk, and AddLayer makes the paused
+	// machine write to it: what it wrote before stays as it is.
+	NewLayer(ctx context.Context, disk int, layer string) error
+	AddLayer(ctx context.Context, disk int) error
 
 	// MergeLayers copies what lies between the lowest keep layers and the
 	// uppermost one into the latter, while the machine runs.
