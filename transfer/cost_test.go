@@ -73,33 +73,3 @@ func TestAPredictionIsInOrderAndSane(t *testing.T) {
 		}
 	}
 }
-
-// conformance: W2
-func TestASamplePredictsWhatEncodingMakes(t *testing.T) {
-	for _, p := range pairs(7) {
-		index, err := BuildIndex(t.Context(), imageOf(p.old))
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := Sample(t.Context(), imageOf(p.old), imageOf(p.next), index)
-		if err != nil {
-			t.Fatal(p.name, err)
-		}
-		if sum := s.Same + s.Zero + s.Moved + s.Shifted + s.Novel; sum < 0.999 || sum > 1.001 {
-			t.Errorf("%s: fractions add up to %f: %+v", p.name, sum, s)
-		}
-		if p.name == "repeats itself" { // a sample knows nothing of that
-			continue
-		}
-		for _, e := range Predict(s, Link{mbit}, DefaultMachine(1)) {
-			made, _ := encodePair(t, p, Options{Method: e.Method, Index: index})
-			if n := int64(len(made)); e.Bytes > 2*n+10_000 || 2*e.Bytes+10_000 < n {
-				t.Errorf("%s by %s: %d bytes are predicted, %d made: %+v", p.name, e.Method, e.Bytes, n, s)
-			}
-		}
-	}
-	s, err := Sample(t.Context(), Image{}, imageOf(content(1, mib)), nil)
-	if err != nil || s.Novel != 1 || Predicted.Choose(s, Link{mbit}, DefaultMachine(2)) != Whole {
-		t.Errorf("%+v, %v", s, err)
-	}
-}

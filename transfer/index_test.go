@@ -46,7 +46,7 @@ func TestADamagedIndexIsRefused(t *testing.T) {
 	if _, err := x.WriteTo(&kept); err != nil {
 		t.Fatal(err)
 	}
-	for at := range kept.Len() {
+	for at := 0; at < kept.Len(); at += thin {
 		bad := bytes.Clone(kept.Bytes())
 		bad[at] ^= 1 << (at % 8)
 		if _, err := ReadIndex(bytes.NewReader(bad), int64(len(base))); !errors.Is(err, ErrIndex) {
@@ -86,8 +86,12 @@ func TestTablesOfAnIndexAreBounded(t *testing.T) {
 
 // conformance: W2
 func TestBlocksOfABaseThatIsNotHeldAreKnownByTheirHash(t *testing.T) {
+	cases := 0
 	for _, block := range []int{0, pageSize, maxUnit} {
-		for _, p := range pairs(6) {
+		for _, p := range pairs(6, mib/thin) {
+			if cases++; cases%every != 0 {
+				continue
+			}
 			made, err := NewSignature(t.Context(), imageOf(p.old), block)
 			if err != nil {
 				t.Fatal(err)
@@ -118,7 +122,7 @@ func TestADamagedSignatureIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := s.Append(nil)
-	for at := range good {
+	for at := 0; at < len(good); at += thin {
 		bad := bytes.Clone(good)
 		bad[at] ^= 1 << (at % 8)
 		if _, err := ParseSignature(bad); !typed(err) {

@@ -48,33 +48,34 @@ type pair struct {
 
 const mib = 1 << 20
 
-// pairs are cases that real images have in them, with the seed of their content.
-func pairs(seed uint64) []pair {
-	a := content(seed, 2*mib)
+// pairs are cases that real images have in them, with the seed of their content
+// and half their size in bytes.
+func pairs(seed uint64, half int) []pair {
+	a := content(seed, 2*half)
 	r := rand.New(rand.NewPCG(seed, 3))
 	return []pair{
 		{"both empty", nil, nil},
-		{"from nothing", nil, content(seed+1, mib+17)},
+		{"from nothing", nil, content(seed+1, half+17)},
 		{"to nothing", a, nil},
 		{"one byte", nil, []byte{7}},
 		{"identical", a, a},
-		{"identical, unaligned", a[:mib+1234], a[:mib+1234]},
-		{"cut short", a, a[:mib+999]},
-		{"grown", a[:mib+77], slices.Concat(a[:mib+77], content(seed+2, mib/2))},
-		{"grown by zeros", a[:mib+77], slices.Concat(a[:mib+77], make([]byte, mib+5))},
-		{"all zero", a, make([]byte, 2*mib)},
-		{"from zero", make([]byte, 2*mib), a},
+		{"identical, unaligned", a[:half+1234], a[:half+1234]},
+		{"cut short", a, a[:half+999]},
+		{"grown", a[:half+77], slices.Concat(a[:half+77], content(seed+2, half/2))},
+		{"grown by zeros", a[:half+77], slices.Concat(a[:half+77], make([]byte, half+5))},
+		{"all zero", a, make([]byte, 2*half)},
+		{"from zero", make([]byte, 2*half), a},
 		{"holes", a, holes(a, r)},
 		{"inserted in front", a, slices.Concat([]byte("some bytes"), a)},
-		{"inserted inside", a, slices.Concat(a[:mib+333], content(seed+3, 5001), a[mib+333:])},
-		{"removed inside", a, slices.Concat(a[:mib+333], a[mib+mib/2+1000:])},
-		{"halves swapped", a, slices.Concat(a[mib:], a[:mib])},
+		{"inserted inside", a, slices.Concat(a[:half+333], content(seed+3, 5001), a[half+333:])},
+		{"removed inside", a, slices.Concat(a[:half+333], a[half+half/2+1000:])},
+		{"halves swapped", a, slices.Concat(a[half:], a[:half])},
 		{"pages shuffled", a, shuffled(a, r)},
 		{"few bytes changed on many pages", a, edited(a, r, 100)},
 		{"shifted and edited", a, edited(slices.Concat([]byte("x"), a), r, 100)},
-		{"repeats itself", a[:mib], slices.Concat(content(seed+4, mib), edited(content(seed+4, mib), r, 40))},
-		{"disjoint", a, content(seed+5, 2*mib)},
-		{"noise", noise(seed, mib), noise(seed+1, mib+1)},
+		{"repeats itself", a[:half], slices.Concat(content(seed+4, half), edited(content(seed+4, half), r, 40))},
+		{"disjoint", a, content(seed+5, 2*half)},
+		{"noise", noise(seed, half), noise(seed+1, half+1)},
 	}
 }
 
