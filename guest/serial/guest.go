@@ -126,6 +126,6 @@ func (g *Guest) open(m *mux, id uint32, port int) {
 }
 
 func refusal(id uint32, err error) []byte {
-	reason := printable([]byte(err.Error()))
+	reason := ascii([]byte(err.Error()))
 	return appendFrame(nil, kindRefused, id, []byte(reason[:min(len(reason), maxReason)]))
 }

@@ -205,7 +205,7 @@ func (m *mux) handle(f frame) error {
 	case kindOpened:
 		c.opened = true
 	case kindRefused:
-		c.fault = fmt.Errorf("%w: %s", syscall.ECONNREFUSED, printable(f.payload))
+		c.fault = fmt.Errorf("%w: %s", syscall.ECONNREFUSED, ascii(f.payload))
 		c.gone = true
 		m.forget(c)
 	case kindFinish:
@@ -218,8 +218,8 @@ func (m *mux) handle(f frame) error {
 	return nil
 }
 
-// printable replaces what a reason should not hold.
-func printable(reason []byte) string {
+// ascii replaces what a reason should not hold.
+func ascii(reason []byte) string {
 	text := make([]byte, 0, len(reason))
 	for _, b := range reason {
 		if b < ' ' || b > '~' {
