@@ -50,6 +50,3 @@ func ToBF16(f float32) uint16 {
 func getHalf(b []byte) float32 { return FromF16(binary.LittleEndian.Uint16(b)) }
 
 func putHalf(b []byte, f float32) { binary.LittleEndian.PutUint16(b, ToF16(f)) }
-
-// rounded is f as a half would keep it.
-func rounded(f float32) float32 { return FromF16(ToF16(f)) }

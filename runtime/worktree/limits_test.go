@@ -15,7 +15,7 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// conformance: FR2.5 NFR1.2
+// conformance: FR2.5
 func TestASandboxIsReachedAndMendedWhileAForkBombHoldsItsLimit(t *testing.T) {
 	r := open(t, t.TempDir())
 	if !r.Capabilities().PidsLimit {

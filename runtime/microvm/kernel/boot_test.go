@@ -39,7 +39,7 @@ func overlay(t *testing.T, size int64) []string {
 	})
 }
 
-// conformance: NFR1.1
+// conformance: NFR1.1-2
 func TestAMachineBootsTheDistributionsKernelIntoItsRoot(t *testing.T) {
 	k := microvmtest.Kernel(t)
 	began := time.Now()
