@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -59,7 +60,8 @@ func tooLong(param string, window, prompt, answer int) *apiError {
 func jsonError(err error) *apiError {
 	var typ *json.UnmarshalTypeError
 	if errors.As(err, &typ) {
-		return invalid(typ.Field, "Invalid type for '%s': got a %s.", typ.Field, typ.Value)
+		field := strings.TrimPrefix(typ.Field, "settings.") // ours, not the client's
+		return invalid(field, "Invalid type for '%s': got a %s.", field, typ.Value)
 	}
 	var own *apiError
 	if errors.As(err, &own) {

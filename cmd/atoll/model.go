@@ -27,7 +27,7 @@ import (
 
 func (a *app) modelCommand() *cobra.Command {
 	return group("model", "Import, measure and serve language models", a.modelImportCommand(), a.modelListCommand(), a.modelRemoveCommand(),
-		a.modelChatCommand(), a.modelServeCommand(), a.modelPerplexityCommand())
+		a.modelChatCommand(), a.modelServeCommand(), a.modelQuantizeCommand(), a.modelPerplexityCommand())
 }
 
 func (a *app) modelStore() *llmhost.Store { return llmhost.OpenStore(daemon.Home(a.home).Models()) }
@@ -88,7 +88,9 @@ func (a *app) modelImportCommand() *cobra.Command {
 	var f format
 	var name string
 	cmd := &cobra.Command{
-		Use: "import FILE|URL", Short: "Keep a copy of a GGUF model to serve", Args: exact("FILE|URL"),
+		Use: "import FILE|FOLDER|URL", Short: "Keep a copy of a model to serve", Args: exact("FILE|FOLDER|URL"),
+		Long: "Import takes a GGUF file, from a disk or an HTTP address, or a folder in Hugging Face's layout: config.json,\n" +
+			"tokenizer.json and safetensors.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err

@@ -118,7 +118,7 @@ func (r *ranges) some(p []byte, off int64) (int, error) {
 		}
 	} else {
 		r.drop()
-		res, err := r.ask(off)
+		res, err := r.ask(off) //nolint:bodyclose // kept in r.body until drop
 		if err != nil {
 			return 0, err
 		}

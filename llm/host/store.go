@@ -17,6 +17,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/atoll-run/atoll/llm/gguf"
+	"github.com/atoll-run/atoll/llm/hf"
 	"github.com/atoll-run/atoll/llm/model"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -129,8 +130,8 @@ func (s *Store) Remove(name string) error {
 	return nil
 }
 
-// Import copies a GGUF file from a path or an HTTP address and checks that it is a
-// model that can be served. progress, which may be nil, is told of bytes; all is -1
+// Import copies a GGUF file from a path or an HTTP address, or makes one of a folder in
+// Hugging Face's layout, and checks that it is a model that can be served. progress, which may be nil, is told of bytes; all is -1
 // when it is not known. name may be empty. It fails with Exists when the name is
 // taken by another model; the same again is no error.
 func (s *Store) Import(ctx context.Context, origin, name string, progress func(done, all int64)) (Info, error) {
@@ -182,8 +183,14 @@ func (s *Store) Import(ctx context.Context, origin, name string, progress func(d
 // fetch copies a file and returns its digest.
 func fetch(ctx context.Context, origin, to string, progress func(done, all int64)) (digest string, err error) {
 	const op = "host.fetch"
+	if info, err := os.Stat(origin); err == nil && info.IsDir() {
+		if err := convert(ctx, origin, to, progress); err != nil {
+			return "", err
+		}
+		return digestOf(ctx, to)
+	}
 	var from io.Reader
-	all := int64(-1)
+	var all int64
 	if IsURL(origin) {
 		body, size, err := get(ctx, origin)
 		if err != nil {
@@ -214,6 +221,35 @@ func fetch(ctx context.Context, origin, to string, progress func(done, all int64
 	}
 	if all >= 0 && n != all {
 		return "", sandbox.Errorf(op, sandbox.Unavailable, origin, "%d of %d bytes came", n, all)
+	}
+	return "blake3:" + hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// convert makes a GGUF file of a folder.
+func convert(ctx context.Context, dir, to string, progress func(done, all int64)) error {
+	m, err := hf.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = m.Save(to, func(done, all int64) error {
+		if progress != nil {
+			progress(done, all)
+		}
+		return ctx.Err()
+	})
+	return errors.Join(err, m.Close())
+}
+
+func digestOf(ctx context.Context, name string) (string, error) {
+	const op = "host.digestOf"
+	f, err := os.Open(filepath.Clean(name))
+	if err != nil {
+		return "", sandbox.E(op, sandbox.Internal, name, err)
+	}
+	defer f.Close()
+	sum := blake3.New()
+	if _, err := io.Copy(sum, &watched{ctx: ctx, r: f}); err != nil {
+		return "", sandbox.E(op, "", name, err)
 	}
 	return "blake3:" + hex.EncodeToString(sum.Sum(nil)), nil
 }

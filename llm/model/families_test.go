@@ -206,7 +206,7 @@ func product(shape []int) int {
 	return n
 }
 
-func source(t testing.TB, file []byte) model.Source {
+func source(t testing.TB, file []byte) *model.Source {
 	t.Helper()
 	f, err := gguf.Decode(bytes.NewReader(file), int64(len(file)))
 	if err != nil {
@@ -221,7 +221,7 @@ func source(t testing.TB, file []byte) model.Source {
 
 var threads = sync.OnceValue(func() *tensor.Pool { return tensor.NewPool(2, tensor.Best()) })
 
-func open(t testing.TB, src model.Source, o model.Options) *model.Model {
+func open(t testing.TB, src *model.Source, o model.Options) *model.Model {
 	t.Helper()
 	o.Pool = threads()
 	m, err := model.Open(src, o)

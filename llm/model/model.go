@@ -1,7 +1,9 @@
 package model
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -53,7 +55,7 @@ type Options struct {
 
 // Weights is the memory that the weights of a shard will take, in bytes, known
 // from the front of the file alone. It fails where Open would.
-func Weights(src Source, s Shard) (int64, error) {
+func Weights(src *Source, s Shard) (int64, error) {
 	m, err := prepare(src, Options{Shard: s})
 	if err != nil {
 		return 0, err
@@ -62,7 +64,7 @@ func Weights(src Source, s Shard) (int64, error) {
 }
 
 // prepare checks everything that can be checked before weights are read.
-func prepare(src Source, o Options) (*Model, error) {
+func prepare(src *Source, o Options) (*Model, error) {
 	c := src.Config()
 	if o.Shard == (Shard{}) {
 		o.Shard = c.Whole()
@@ -98,7 +100,7 @@ func prepare(src Source, o Options) (*Model, error) {
 // that it has come to, so the first token may be computed while the last layers
 // arrive. Wait tells when all are there. Open fails when the file cannot be a model
 // or memory is missing.
-func Open(src Source, o Options) (*Model, error) {
+func Open(src *Source, o Options) (*Model, error) {
 	m, err := prepare(src, o)
 	if err != nil {
 		return nil, err
@@ -119,10 +121,12 @@ func Open(src Source, o Options) (*Model, error) {
 }
 
 // load reads all groups, in order, until ctx ends or one fails.
-func (m *Model) load(ctx context.Context, src Source, groups []group, progress func(done, all int64)) {
+func (m *Model) load(ctx context.Context, src *Source, groups []group, progress func(done, all int64)) {
 	memory, all := m.memory.Bytes(), m.bytes
 	var done int64
 	for i, g := range groups {
+		// As they lie in the file, which may come over a network.
+		slices.SortFunc(g, func(a, b want) int { return cmp.Compare(src.offset(a.name), src.offset(b.name)) })
 		for j := range g {
 			if err := ctx.Err(); err != nil {
 				m.fail(i, sandbox.E("model.load", sandbox.Canceled, "", err))

@@ -11,20 +11,9 @@ import (
 	"github.com/atoll-run/atoll/tensor"
 )
 
-// Source is where weights come from: a GGUF file on disk or behind a URL, or a
-// folder in Hugging Face's layout. Tensors have GGUF's names. ReadRows blocks until
-// the bytes are there, and is called from one goroutine at a time.
-type Source interface {
-	// Config is the model's shape.
-	Config() Config
-	// Shape tells what a tensor is; false when there is none.
-	Shape(name string) (tensor.Shape, bool)
-	// ReadRows reads rows from first on into dst, whole rows in GGUF's layout.
-	ReadRows(dst []byte, name string, first int) error
-}
-
-// ggufSource reads a GGUF file through any reader.
-type ggufSource struct {
+// Source is where weights come from: a GGUF file, on disk or behind an address.
+// Reading blocks until the bytes are there, and is done by one goroutine at a time.
+type Source struct {
 	file   *gguf.File
 	data   io.ReaderAt
 	config Config
@@ -32,13 +21,13 @@ type ggufSource struct {
 
 // FromGGUFData is the source of a GGUF file whose front has been read and whose
 // bytes data gives. It fails as FromGGUF does.
-func FromGGUFData(file *gguf.File, data io.ReaderAt) (Source, error) {
+func FromGGUFData(file *gguf.File, data io.ReaderAt) (*Source, error) {
 	const op = "model.FromGGUFData"
 	c, err := FromGGUF(file)
 	if err != nil {
 		return nil, err
 	}
-	s := &ggufSource{file: file, data: data, config: c}
+	s := &Source{file: file, data: data, config: c}
 	if shape, ok := s.Shape("rope_freqs.weight"); ok { // Llama 3's stretching, written down by whoever made the file
 		if shape.Type != tensor.F32 || shape.Rows*shape.Cols != len(c.Rope.Freq) {
 			return nil, sandbox.Errorf(op, sandbox.Invalid, "rope_freqs.weight", "%d x %d of %v for %d frequencies", shape.Rows, shape.Cols, shape.Type, len(c.Rope.Freq))
@@ -58,17 +47,28 @@ func FromGGUFData(file *gguf.File, data io.ReaderAt) (Source, error) {
 	return s, nil
 }
 
-func (s *ggufSource) Config() Config { return s.config }
+// Config is the model's shape.
+func (s *Source) Config() Config { return s.config }
 
-func (s *ggufSource) Shape(name string) (tensor.Shape, bool) {
+// Shape tells what a tensor is; false when there is none.
+func (s *Source) Shape(name string) (tensor.Shape, bool) {
 	t := s.file.Tensor(name)
 	if t == nil {
 		return tensor.Shape{}, false
 	}
-	return tensor.Shape{Type: tensor.Type(t.Type), Rows: t.Rows(), Cols: t.Cols()}, true
+	return tensor.Shape{Type: t.Type, Rows: t.Rows(), Cols: t.Cols()}, true
 }
 
-func (s *ggufSource) ReadRows(dst []byte, name string, first int) error {
+// offset is where a tensor lies in the file; 0 when there is none.
+func (s *Source) offset(name string) int64 {
+	if t := s.file.Tensor(name); t != nil {
+		return t.Offset
+	}
+	return 0
+}
+
+// ReadRows reads rows from first on into dst, whole rows in GGUF's layout.
+func (s *Source) ReadRows(dst []byte, name string, first int) error {
 	t := s.file.Tensor(name)
 	if t == nil || t.Rows() == 0 {
 		return sandbox.Errorf("model.ReadRows", sandbox.NotFound, name, "the file has no such tensor")

@@ -96,7 +96,7 @@ func (m *Model) layerGroup(i int) group {
 
 // check looks a tensor up and compares its shape with what it must be. ok is
 // false for an optional one that the file does not have.
-func (w *want) check(src Source) (shape tensor.Shape, ok bool, err error) {
+func (w *want) check(src *Source) (shape tensor.Shape, ok bool, err error) {
 	const op = "model.check"
 	shape, ok = src.Shape(w.name)
 	if !ok {
@@ -141,7 +141,7 @@ func (w *want) bytes(shape tensor.Shape) (int, error) {
 
 // columnUnit is where the feed-forward columns may be cut: rows at multiples of
 // tensor.Lanes, and columns of the second half at whole blocks of its type.
-func columnUnit(src Source, s Shard) int {
+func columnUnit(src *Source, s Shard) int {
 	shape, ok := src.Shape(fmt.Sprintf("blk.%d.ffn_down.weight", s.First))
 	if !ok || !shape.Type.Known() {
 		return tensor.Lanes
@@ -161,7 +161,7 @@ func gcd(a, b int) int {
 const pieceBytes = 1 << 20
 
 // load reads one tensor into memory, which has exactly the size that bytes said.
-func (w *want) load(src Source, whole tensor.Shape, memory []byte, offset float32) error {
+func (w *want) load(src *Source, whole tensor.Shape, memory []byte, offset float32) error {
 	const op = "model.load"
 	row := whole.Type.Bytes(whole.Cols)
 	if w.role == vector {
