@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -51,10 +52,15 @@ func Open(ctx context.Context, conn io.ReadWriteCloser) (*Session, error) {
 		}
 		return nil, sandbox.E("serial.Open", kind, "", fmt.Errorf("the guest does not answer on its port: %w", err))
 	}
-	go s.read(in)
-	go func() {
+	var ends sync.WaitGroup
+	ends.Go(func() { s.read(in) })
+	ends.Go(func() {
 		_ = s.mux.write(conn)
 		conn.Close() // ends read
+	})
+	go func() {
+		ends.Wait()
+		close(s.done)
 	}()
 	return s, nil
 }
@@ -83,7 +89,7 @@ func awaitHello(conn io.Reader, in *decoder, epoch uint64) error {
 
 // read takes what the guest sends until the port fails.
 func (s *Session) read(in *decoder) {
-	defer close(s.done)
+	defer s.conn.Close() // ends a write that the guest does not take
 	buf := make([]byte, batch)
 	for {
 		f, ok, err := in.next()
@@ -157,7 +163,7 @@ func (s *Session) Dial(ctx context.Context, port int) (net.Conn, error) {
 }
 
 // Done is closed when the session has ended: the port failed, the machine is
-// gone, or Close was called.
+// gone, or Close was called. Nothing is written to the port from then on.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // Close ends the session with all its connections, and closes the port.
