@@ -16,6 +16,7 @@ import (
 
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/runtime/microvm/qemu"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -217,7 +218,7 @@ func TestFiguresAreNearestRanks(t *testing.T) {
 }
 
 func TestDoctorJudgesTheHost(t *testing.T) {
-	good := host{root: true, kernel: "6.1", memory: 8 << 30, disk: 100 << 30, cgroup: "v2", tools: map[string]bool{"git": true, "mmdebstrap": true},
+	good := host{root: true, kernel: "6.1", memory: 8 << 30, disk: 100 << 30, cgroup: "v2", tools: map[string]bool{"git": true, "mmdebstrap": true, qemu.Program: true},
 		landlock: true, daemonURL: "http://127.0.0.1:7700", runtimes: map[string]string{"gvisor": "", "worktree": ""}}
 	for _, f := range diagnose(good) {
 		if f.Status != checkOK || f.Fix != "" {
