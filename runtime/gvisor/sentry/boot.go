@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime/debug"
 	"syscall"
+	"time"
 	"unsafe" // also for go:linkname
 
 	"github.com/google/subcommands"
@@ -32,6 +33,10 @@ import (
 // bootHeap is the size of the heap in bytes from which on garbage is collected
 // even before the guest runs.
 const bootHeap = 64 << 20
+
+// settled is how long after its start a sandbox gives back the memory that only
+// the start needed. It is no longer in anybody's way then.
+const settled = 2 * time.Second
 
 // bootCommand is the main program of a sentry. It does what runsc's command of
 // the same name does for a sandbox like ours, and registers the control calls of
@@ -119,6 +124,7 @@ func (b *bootCommand) Execute(_ context.Context, _ *flag.FlagSet, args ...any) s
 	}
 	debug.SetGCPercent(100)
 	debug.SetMemoryLimit(math.MaxInt64)
+	time.AfterFunc(settled, debug.FreeOSMemory)
 	if err := serveInside(l); err != nil {
 		util.Fatalf("serving the runtime: %v", err)
 	}
