@@ -6,8 +6,13 @@ import (
 	"time"
 )
 
-// burst is how far a Pacer may run ahead of its rate, so that timers that fire late cost nothing.
-const burst = 20 * time.Millisecond
+const (
+	// burst is how far a Pacer may run ahead of its rate, so that timers that fire late cost nothing.
+	burst = 20 * time.Millisecond
+	// slice is the most that is let go at once, in bytes: whoever asks for more gets it in slices, so that nobody waits behind a
+	// piece that has gone away or is larger than the link.
+	slice = 1 << 20
+)
 
 // Pacer lets pieces go at a rate, in the order of a Queue. It is safe for use by several goroutines.
 type Pacer struct {
@@ -33,6 +38,18 @@ func New(rate float64, s Shares) *Pacer {
 func (p *Pacer) Wait(ctx context.Context, c Class, n int) error {
 	if p.rate <= 0 {
 		return ctx.Err()
+	}
+	for ; n > slice; n -= slice {
+		if err := p.waitSlice(ctx, c, slice); err != nil {
+			return err
+		}
+	}
+	return p.waitSlice(ctx, c, n)
+}
+
+func (p *Pacer) waitSlice(ctx context.Context, c Class, n int) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
 	w := &waiter{granted: make(chan struct{})}
 	p.mu.Lock()
