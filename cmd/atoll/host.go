@@ -94,48 +94,32 @@ func (a *app) infoCommand() *cobra.Command {
 }
 
 func (a *app) runtimeCommand() *cobra.Command {
-	var f format
 	yes := func(b bool) string {
 		if b {
 			return "yes"
 		}
 		return "no"
 	}
-	ls := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the runtimes and what each can do", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.open(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all, err := b.Runtimes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return list(a.stdout, &f, all, func(r node.RuntimeInfo) string { return r.Name }, []column[node.RuntimeInfo]{
-				{head: "NAME", cell: func(r node.RuntimeInfo) string { return r.Name }},
-				{head: "DEFAULT", cell: func(r node.RuntimeInfo) string { return yes(r.Default) }},
-				{head: "ISOLATION", cell: func(r node.RuntimeInfo) string { return string(r.Capabilities.Isolation) }},
-				{head: "SNAPSHOT", cell: func(r node.RuntimeInfo) string {
-					switch {
-					case r.Capabilities.Snapshot && r.Capabilities.Memory:
-						return "memory and files"
-					case r.Capabilities.Snapshot:
-						return "files"
-					}
-					return "no"
-				}},
-				{head: "ROOTS", wide: true, cell: func(r node.RuntimeInfo) string { return strings.Trim(fmt.Sprint(r.Capabilities.Roots), "[]") }},
-				{head: "NETWORKS", wide: true, cell: func(r node.RuntimeInfo) string { return strings.Trim(fmt.Sprint(r.Capabilities.Networks), "[]") }},
-				{head: "LIMITS", wide: true, cell: limits},
-				{head: "USABLE", cell: func(r node.RuntimeInfo) string { return first(r.Err, "yes") }},
-			})
-		},
-	}
-	f.flags(ls, "print names only")
+	ls := listVerb(a, a.open, "List the runtimes and what each can do", "print names only", native.Backend.Runtimes, func(r node.RuntimeInfo) string { return r.Name }, func(time.Time) []column[node.RuntimeInfo] {
+		return []column[node.RuntimeInfo]{
+			{head: "NAME", cell: func(r node.RuntimeInfo) string { return r.Name }},
+			{head: "DEFAULT", cell: func(r node.RuntimeInfo) string { return yes(r.Default) }},
+			{head: "ISOLATION", cell: func(r node.RuntimeInfo) string { return string(r.Capabilities.Isolation) }},
+			{head: "SNAPSHOT", cell: func(r node.RuntimeInfo) string {
+				switch {
+				case r.Capabilities.Snapshot && r.Capabilities.Memory:
+					return "memory and files"
+				case r.Capabilities.Snapshot:
+					return "files"
+				}
+				return "no"
+			}},
+			{head: "ROOTS", wide: true, cell: func(r node.RuntimeInfo) string { return strings.Trim(fmt.Sprint(r.Capabilities.Roots), "[]") }},
+			{head: "NETWORKS", wide: true, cell: func(r node.RuntimeInfo) string { return strings.Trim(fmt.Sprint(r.Capabilities.Networks), "[]") }},
+			{head: "LIMITS", wide: true, cell: limits},
+			{head: "USABLE", cell: func(r node.RuntimeInfo) string { return first(r.Err, "yes") }},
+		}
+	})
 	return group("runtime", "Show the runtimes", ls)
 }
 
@@ -191,33 +175,15 @@ func (a *app) keyCreateCommand() *cobra.Command {
 }
 
 func (a *app) keyListCommand() *cobra.Command {
-	var f format
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List keys, without their secrets", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			keys, err := b.Keys(cmd.Context())
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			return list(a.stdout, &f, keys, func(k tenant.Key) string { return k.ID }, []column[tenant.Key]{
-				{head: "ID", cell: func(k tenant.Key) string { return shortID(k.ID) }},
-				{head: "NAME", cell: func(k tenant.Key) string { return k.Name }},
-				{head: "TEAM", cell: func(k tenant.Key) string { return k.Team }},
-				{head: "KEY", cell: func(k tenant.Key) string { return k.Hint + "..." }},
-				{head: "AGE", cell: func(k tenant.Key) string { return formatAge(now.Sub(k.Created)) }},
-			})
-		},
-	}
-	f.flags(cmd, "print IDs only")
-	return cmd
+	return listVerb(a, a.openDaemon, "List keys, without their secrets", "print IDs only", native.Backend.Keys, func(k tenant.Key) string { return k.ID }, func(now time.Time) []column[tenant.Key] {
+		return []column[tenant.Key]{
+			{head: "ID", cell: func(k tenant.Key) string { return shortID(k.ID) }},
+			{head: "NAME", cell: func(k tenant.Key) string { return k.Name }},
+			{head: "TEAM", cell: func(k tenant.Key) string { return k.Team }},
+			{head: "KEY", cell: func(k tenant.Key) string { return k.Hint + "..." }},
+			{head: "AGE", cell: func(k tenant.Key) string { return formatAge(now.Sub(k.Created)) }},
+		}
+	})
 }
 
 func (a *app) keyRevokeCommand() *cobra.Command {
@@ -230,29 +196,13 @@ func (a *app) keyRevokeCommand() *cobra.Command {
 }
 
 func (a *app) poolCommand() *cobra.Command {
-	var f format
-	ls := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the pools", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			pools, err := b.Pools(cmd.Context())
-			if err != nil {
-				return err
-			}
-			return list(a.stdout, &f, pools, func(p node.Pool) string { return p.Template }, []column[node.Pool]{
-				{head: "TEMPLATE", cell: func(p node.Pool) string { return p.Template }},
-				{head: "SIZE", cell: func(p node.Pool) string { return strconv.Itoa(p.Size) }},
-				{head: "READY", cell: func(p node.Pool) string { return strconv.Itoa(p.Ready) }},
-			})
-		},
-	}
-	f.flags(ls, "print templates only")
+	ls := listVerb(a, a.openDaemon, "List the pools", "print templates only", native.Backend.Pools, func(p node.Pool) string { return p.Template }, func(time.Time) []column[node.Pool] {
+		return []column[node.Pool]{
+			{head: "TEMPLATE", cell: func(p node.Pool) string { return p.Template }},
+			{head: "SIZE", cell: func(p node.Pool) string { return strconv.Itoa(p.Size) }},
+			{head: "READY", cell: func(p node.Pool) string { return strconv.Itoa(p.Ready) }},
+		}
+	})
 	set := &cobra.Command{
 		Use: "set TEMPLATE SIZE", Short: "Keep this many sandboxes of a template ready; 0 ends the pool", Args: exact("a template", "a size"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -61,36 +61,18 @@ func imageAge(created, now time.Time) string {
 }
 
 func (a *app) imageListCommand() *cobra.Command {
-	var f format
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List images", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.open(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all, err := b.Images(cmd.Context())
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			return list(a.stdout, &f, all, func(i image.Image) string { return i.ID }, []column[image.Image]{
-				{head: "NAME", cell: func(i image.Image) string { return strings.Join(i.Names, ", ") }},
-				{head: "ID", cell: func(i image.Image) string { return shortID(i.ID) }},
-				{head: "SIZE", cell: func(i image.Image) string { return formatBytes(i.Size) }},
-				{head: "AGE", cell: func(i image.Image) string { return imageAge(i.Created, now) }},
-				{head: "SOURCE", cell: func(i image.Image) string { return i.Source }},
-				{head: "PLATFORM", wide: true, cell: func(i image.Image) string { return i.Platform }},
-				{head: "DIGEST", wide: true, cell: func(i image.Image) string { return i.Digest }},
-				{head: "ROOT", wide: true, cell: func(i image.Image) string { return i.Root.Digest }},
-			})
-		},
-	}
-	f.flags(cmd, "print IDs only")
-	return cmd
+	return listVerb(a, a.open, "List images", "print IDs only", native.Backend.Images, func(i image.Image) string { return i.ID }, func(now time.Time) []column[image.Image] {
+		return []column[image.Image]{
+			{head: "NAME", cell: func(i image.Image) string { return strings.Join(i.Names, ", ") }},
+			{head: "ID", cell: func(i image.Image) string { return shortID(i.ID) }},
+			{head: "SIZE", cell: func(i image.Image) string { return formatBytes(i.Size) }},
+			{head: "AGE", cell: func(i image.Image) string { return imageAge(i.Created, now) }},
+			{head: "SOURCE", cell: func(i image.Image) string { return i.Source }},
+			{head: "PLATFORM", wide: true, cell: func(i image.Image) string { return i.Platform }},
+			{head: "DIGEST", wide: true, cell: func(i image.Image) string { return i.Digest }},
+			{head: "ROOT", wide: true, cell: func(i image.Image) string { return i.Root.Digest }},
+		}
+	})
 }
 
 // printImage tells of one image: its ID with -q, else its name.
@@ -163,24 +145,7 @@ func (c *counted) Read(p []byte) (int, error) {
 }
 
 func (a *app) imageInspectCommand() *cobra.Command {
-	f := format{form: "json"}
-	cmd := &cobra.Command{
-		Use: "inspect IMAGE", Short: "Show all that is known of an image", Args: exact("an image"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := a.open(cmd.Context())
-			if err != nil {
-				return err
-			}
-			i, err := b.GetImage(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(&f, i)
-		},
-	}
-	cmd.Flags().StringVarP(&f.form, "output", "o", "json", "print as `json` or yaml")
-	a.completes(cmd, 1, imageNames)
-	return cmd
+	return inspectVerb(a, a.open, "an image", imageNames, native.Backend.GetImage)
 }
 
 func (a *app) imageTagCommand() *cobra.Command {
@@ -219,38 +184,22 @@ func (a *app) templateCommand() *cobra.Command {
 }
 
 func (a *app) templateListCommand() *cobra.Command {
-	var f format
 	var team string
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List templates", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			all, err := b.Templates(cmd.Context(), team)
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			return list(a.stdout, &f, all, func(t node.Template) string { return t.ID }, []column[node.Template]{
-				{head: "NAME", cell: func(t node.Template) string { return strings.Join(t.Names, ", ") }},
-				{head: "ID", cell: func(t node.Template) string { return shortID(t.ID) }},
-				{head: "STATE", cell: templateState},
-				{head: "CPUS", cell: func(t node.Template) string { return formatCPUs(t.Resources.CPUs) }},
-				{head: "MEMORY", cell: func(t node.Template) string { return limit(t.Resources.Memory) }},
-				{head: "USED", cell: func(t node.Template) string { return fmt.Sprint(t.Spawns) }},
-				{head: "UPDATED", cell: func(t node.Template) string { return formatAge(now.Sub(t.Updated)) + " ago" }},
-				{head: "BUILDS", wide: true, cell: func(t node.Template) string { return fmt.Sprint(len(t.Builds)) }},
-				{head: "TAGS", wide: true, cell: func(t node.Template) string { return pairList(t.Tags) }},
-				{head: "TEAM", wide: true, cell: func(t node.Template) string { return t.Team }},
-			})
-		},
-	}
-	f.flags(cmd, "print IDs only")
+	ofTeam := func(b native.Backend, ctx context.Context) ([]node.Template, error) { return b.Templates(ctx, team) }
+	cmd := listVerb(a, a.openDaemon, "List templates", "print IDs only", ofTeam, func(t node.Template) string { return t.ID }, func(now time.Time) []column[node.Template] {
+		return []column[node.Template]{
+			{head: "NAME", cell: func(t node.Template) string { return strings.Join(t.Names, ", ") }},
+			{head: "ID", cell: func(t node.Template) string { return shortID(t.ID) }},
+			{head: "STATE", cell: templateState},
+			{head: "CPUS", cell: func(t node.Template) string { return formatCPUs(t.Resources.CPUs) }},
+			{head: "MEMORY", cell: func(t node.Template) string { return limit(t.Resources.Memory) }},
+			{head: "USED", cell: func(t node.Template) string { return fmt.Sprint(t.Spawns) }},
+			{head: "UPDATED", cell: func(t node.Template) string { return formatAge(now.Sub(t.Updated)) + " ago" }},
+			{head: "BUILDS", wide: true, cell: func(t node.Template) string { return fmt.Sprint(len(t.Builds)) }},
+			{head: "TAGS", wide: true, cell: func(t node.Template) string { return pairList(t.Tags) }},
+			{head: "TEAM", wide: true, cell: func(t node.Template) string { return t.Team }},
+		}
+	})
 	cmd.Flags().StringVar(&team, "team", "", "those that this `team` can use")
 	return cmd
 }
@@ -268,24 +217,7 @@ func templateState(t node.Template) string {
 }
 
 func (a *app) templateInspectCommand() *cobra.Command {
-	f := format{form: "json"}
-	cmd := &cobra.Command{
-		Use: "inspect TEMPLATE", Short: "Show all that is known of a template", Args: exact("a template"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			t, err := b.GetTemplate(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(&f, t)
-		},
-	}
-	cmd.Flags().StringVarP(&f.form, "output", "o", "json", "print as `json` or yaml")
-	a.completes(cmd, 1, templateNames)
-	return cmd
+	return inspectVerb(a, a.openDaemon, "a template", templateNames, native.Backend.GetTemplate)
 }
 
 func (a *app) templateTagCommand() *cobra.Command {

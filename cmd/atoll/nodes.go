@@ -88,38 +88,20 @@ func (a *app) nodeJoinCommand() *cobra.Command {
 }
 
 func (a *app) nodeListCommand() *cobra.Command {
-	var f format
-	cmd := &cobra.Command{
-		Use: "ls", Aliases: []string{"list"}, Short: "List the nodes that this one trusts, and whether they answer", Args: exact(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			nodes, err := b.Nodes(cmd.Context())
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			return list(a.stdout, &f, nodes, func(n native.NodeInfo) string { return n.ID }, []column[native.NodeInfo]{
-				{head: "ID", cell: func(n native.NodeInfo) string { return shortID(n.ID) }},
-				{head: "NAME", cell: func(n native.NodeInfo) string { return n.Name }},
-				{head: "ADDRESS", cell: func(n native.NodeInfo) string { return n.Addr }},
-				{head: "ANSWERS", cell: func(n native.NodeInfo) string {
-					if n.Error != "" {
-						return "no: " + n.Error
-					}
-					return "in " + n.Answers.Round(100*time.Microsecond).String()
-				}},
-				{head: "JOINED", cell: func(n native.NodeInfo) string { return formatAge(now.Sub(n.Joined)) }},
-			})
-		},
-	}
-	f.flags(cmd, "print IDs only")
-	return cmd
+	return listVerb(a, a.openDaemon, "List the nodes that this one trusts, and whether they answer", "print IDs only", native.Backend.Nodes, func(n native.NodeInfo) string { return n.ID }, func(now time.Time) []column[native.NodeInfo] {
+		return []column[native.NodeInfo]{
+			{head: "ID", cell: func(n native.NodeInfo) string { return shortID(n.ID) }},
+			{head: "NAME", cell: func(n native.NodeInfo) string { return n.Name }},
+			{head: "ADDRESS", cell: func(n native.NodeInfo) string { return n.Addr }},
+			{head: "ANSWERS", cell: func(n native.NodeInfo) string {
+				if n.Error != "" {
+					return "no: " + n.Error
+				}
+				return "in " + n.Answers.Round(100*time.Microsecond).String()
+			}},
+			{head: "JOINED", cell: func(n native.NodeInfo) string { return formatAge(now.Sub(n.Joined)) }},
+		}
+	})
 }
 
 func (a *app) nodeRemoveCommand() *cobra.Command {

@@ -106,24 +106,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 }
 
 func (a *app) snapshotInspectCommand() *cobra.Command {
-	f := format{form: "json"}
-	cmd := &cobra.Command{
-		Use: "inspect SNAPSHOT", Short: "Show all that is known of a snapshot", Args: exact("a snapshot"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			b, err := a.openDaemon(cmd.Context())
-			if err != nil {
-				return err
-			}
-			snap, err := b.GetSnapshot(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return a.show(&f, snap)
-		},
-	}
-	cmd.Flags().StringVarP(&f.form, "output", "o", "json", "print as `json` or yaml")
-	a.completes(cmd, 1, snapshotNames)
-	return cmd
+	return inspectVerb(a, a.openDaemon, "a snapshot", snapshotNames, native.Backend.GetSnapshot)
 }
 
 func (a *app) snapshotRemoveCommand() *cobra.Command {
