@@ -20,16 +20,11 @@ import (
 // Changes writes the overlay of the sandbox's root as an OCI layer.
 func (r *Runtime) Changes(ctx context.Context, id string, w io.Writer) error {
 	const op = "gvisor.Changes"
-	b, err := r.box(op, id)
+	b, s, err := r.boxes.Hold(op, id, sandbox.Running, sandbox.Paused)
 	if err != nil {
 		return err
 	}
-	b.op.Lock()
-	defer b.op.Unlock()
-	s, err := b.live(op, sandbox.Running, sandbox.Paused)
-	if err != nil {
-		return err
-	}
+	defer b.Unlock()
 	if err := s.changes(ctx, w); err != nil {
 		return sandbox.E(op, "", id, err)
 	}

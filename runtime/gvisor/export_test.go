@@ -3,24 +3,17 @@ package gvisor
 // Abandon lets go of everything in this process as a crash would: without a word
 // to the sandboxes.
 func (r *Runtime) Abandon() {
-	r.mu.Lock()
-	for _, b := range r.boxes {
-		b.detach()
-	}
-	r.closed = true
-	close(r.stop)
-	r.mu.Unlock()
-	r.watches.Wait()
-	r.lock.Close()
+	r.boxes.Shut()
+	_ = r.letGo()
 }
 
 // SentryPID returns the process of a sandbox that runs.
 func (r *Runtime) SentryPID(id string) int {
-	b, err := r.box("test", id)
+	b, err := r.boxes.Find("test", id)
 	if err != nil {
 		return -1
 	}
-	s, err := b.live("test", "running", "paused")
+	s, err := b.Live("test", "running", "paused")
 	if err != nil {
 		return -1
 	}

@@ -28,8 +28,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
-	"github.com/atoll-run/atoll/runtime/cgroup"
-	"github.com/atoll-run/atoll/runtime/feed"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -65,19 +64,13 @@ type Config struct {
 type Runtime struct {
 	cfg     Config
 	log     *slog.Logger
-	lock    *os.File
 	program *os.File // what sentries and gofers execute
-	groups  *cgroup.Parent
+	boxes   *boxes
 	agent   string // EROFS image of the guest agent
 	host    hostRoot
 	pool    *pool
-	events  *feed.Feed
-
-	mu      sync.Mutex
-	boxes   map[string]*box // by ID; includes those being made
-	closed  bool
 	stop    chan struct{}  // closed by Close
-	watches sync.WaitGroup // goroutines that wait for sentries to die
+	watches sync.WaitGroup // watchMemory
 }
 
 var _ sandbox.Runtime = (*Runtime)(nil)
@@ -105,22 +98,18 @@ func New(cfg Config) (*Runtime, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	cfg.Defaults = cfg.Defaults.Or(sandbox.Resources{Memory: 1 << 30, Disk: 10 << 30, Pids: 4096})
-	if err := os.MkdirAll(filepath.Join(cfg.Dir, "s"), 0o700); err != nil {
-		return nil, sandbox.E(op, sandbox.Internal, cfg.Dir, err)
-	}
-	lock, err := lockDir(cfg.Dir)
+	r := &Runtime{cfg: cfg, log: cfg.Log, stop: make(chan struct{})}
+	r.boxes, err = supervisor.Open[*record, *sentry](supervisor.Config{Name: Name, Dir: cfg.Dir, Prefix: cfg.Prefix, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, events: new(feed.Feed), boxes: make(map[string]*box), stop: make(chan struct{})}
 	r.program, err = openProgram(cfg.Executable)
 	if err == nil {
 		err = r.open()
 	}
 	if err != nil {
 		_ = r.program.Close() // nil says so and does nothing
-		lock.Close()
-		return nil, err
+		return nil, errors.Join(err, r.boxes.Close())
 	}
 	return r, nil
 }
@@ -159,16 +148,13 @@ func prefix(dir string) string {
 func (r *Runtime) open() error {
 	const op = "gvisor.New"
 	var err error
-	if r.groups, err = cgroup.Open(r.cfg.Prefix); err != nil {
-		return err
-	}
 	if r.agent, err = makeAgentImage(r.images(), r.cfg.Guest); err != nil {
 		return sandbox.E(op, "", r.cfg.Guest, err)
 	}
 	if r.host, err = makeHostRoot(r.images()); err != nil {
 		return sandbox.E(op, "", "", err)
 	}
-	if err := r.adopt(); err != nil {
+	if err := r.boxes.Adopt(r.takeOver); err != nil {
 		return err
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)
@@ -188,24 +174,6 @@ func checkHost() error {
 			WithHint("run it with sudo or as a system service")
 	}
 	return nil
-}
-
-// lockDir takes the directory for this process. The lock ends with the process.
-func lockDir(dir string) (*os.File, error) {
-	const op = "gvisor.New"
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, sandbox.E(op, sandbox.Internal, dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, sandbox.Errorf(op, sandbox.Conflict, dir, "another process owns this directory").
-				WithHint("stop it, or choose another state directory")
-		}
-		return nil, sandbox.E(op, sandbox.Internal, dir, err)
-	}
-	return f, nil
 }
 
 // Name returns "gvisor".
@@ -231,29 +199,29 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 	}
 }
 
+// Destroy removes the sandbox and all that was made for it.
+func (r *Runtime) Destroy(_ context.Context, id string) error {
+	return r.boxes.Destroy("gvisor.Destroy", id)
+}
+
+// List returns every sandbox, in the order of their IDs.
+func (r *Runtime) List(context.Context) ([]sandbox.Status, error) { return r.boxes.List(), nil }
+
 // Watch delivers events until ctx ends.
-func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.events.Watch(ctx) }
+func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.boxes.Events.Watch(ctx) }
 
 // Close ends the pool and gives up the directory. Sandboxes go on.
 func (r *Runtime) Close() error {
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
+	if !r.boxes.Shut() {
 		return nil
 	}
-	r.closed = true
-	close(r.stop)
-	boxes := make([]*box, 0, len(r.boxes))
-	for _, b := range r.boxes {
-		boxes = append(boxes, b)
-	}
-	r.mu.Unlock()
 	r.pool.close()
-	for _, b := range boxes {
-		b.detach()
-	}
+	return r.letGo()
+}
+
+// letGo lets all sentries go without ending them.
+func (r *Runtime) letGo() error {
+	close(r.stop)
 	r.watches.Wait()
-	r.events.Close()
-	r.groups.Close()
-	return errors.Join(r.program.Close(), r.lock.Close())
+	return errors.Join(r.program.Close(), r.boxes.Close())
 }

@@ -15,39 +15,27 @@ const memoryInterval = time.Second
 func (r *Runtime) watchMemory(stop <-chan struct{}) {
 	tick := time.NewTicker(memoryInterval)
 	defer tick.Stop()
+	seen := make(map[*sentry]int64) // processes that were killed, as far as reported
 	for {
 		select {
 		case <-stop:
 			return
 		case <-tick.C:
 		}
-		r.mu.Lock()
-		boxes := make([]*box, 0, len(r.boxes))
-		for _, b := range r.boxes {
-			boxes = append(boxes, b)
-		}
-		r.mu.Unlock()
-		for _, b := range boxes {
-			if b.starved() {
-				st := b.status()
-				r.events.Send(sandbox.Event{
+		killed := make(map[*sentry]int64)
+		for _, b := range r.boxes.All() {
+			s, err := b.Live("", sandbox.Running, sandbox.Paused)
+			if err != nil || s.Ending() {
+				continue // its end is reported anyway
+			}
+			killed[s] = s.group.OutOfMemory()
+			if st := b.Status(); killed[s] > seen[s] {
+				r.boxes.Events.Send(sandbox.Event{
 					Sandbox: st.ID, Kind: sandbox.EventResource, State: st.State,
 					Reason: "out of memory: the kernel killed a process of the sandbox",
 				})
 			}
 		}
+		seen = killed
 	}
-}
-
-// starved reports whether the kernel killed a process of the living sandbox
-// since it was asked last.
-func (b *box) starved() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.sentry == nil || b.sentry.proc.Ending() {
-		return false // watch reports the end of a sandbox
-	}
-	before := b.ooms
-	b.ooms = b.sentry.group.OutOfMemory()
-	return b.ooms > before
 }

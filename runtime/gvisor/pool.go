@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -104,7 +103,7 @@ func (p *pool) bootOne() (more bool) {
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, bootTimeout)
 	defer cancel()
-	dir := filepath.Join(p.r.cfg.Dir, "s", name)
+	dir := p.r.boxes.Path(name)
 	err := os.Mkdir(dir, 0o700)
 	var s *sentry
 	if err == nil {
@@ -130,7 +129,7 @@ func (p *pool) bootOne() (more bool) {
 // discard ends sentries that nobody will use.
 func (p *pool) discard(list []*sentry) {
 	for _, s := range list {
-		if err := s.end(); err != nil {
+		if err := s.End(); err != nil {
 			p.r.log.Error("cannot end a sentry of the pool", "dir", s.dir, "err", err)
 			continue
 		}

@@ -56,7 +56,7 @@ type sentry struct {
 // when it waits for its orders (start or restore) on the control socket. mounts
 // are those that the user wants. A failed boot leaves no process and no group.
 func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, mounts []sandbox.Mount) (*sentry, error) {
-	s := &sentry{dir: dir, group: r.groups.Group(groupName)}
+	s := &sentry{dir: dir, group: r.boxes.Groups.Group(groupName)}
 	g, res := s.group, want.res
 	l := plan(r.files(want), mounts, res, dir)
 	b, err := json.Marshal(l.spec)
@@ -95,7 +95,7 @@ func (r *Runtime) boot(ctx context.Context, dir, groupName string, want shape, m
 		err = awaitBoot(ctx, sync)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.lastWords(), s.end())
+		return nil, errors.Join(err, s.lastWords(), s.End())
 	}
 	return s, nil
 }
@@ -280,8 +280,8 @@ func (s *sentry) lastWords() error {
 	return errors.New(text)
 }
 
-// end kills the processes, waits until they are gone and removes their group.
-func (s *sentry) end() error {
+// End kills the processes, waits until they are gone and removes their group.
+func (s *sentry) End() error {
 	var errs []error
 	for _, p := range []*process.Process{s.proc, s.gofer} {
 		if p == nil {

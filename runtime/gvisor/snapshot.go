@@ -9,9 +9,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
-	"slices"
 
 	"github.com/atoll-run/atoll/runtime/gvisor/orders"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 	"golang.org/x/sys/unix"
 )
@@ -49,40 +49,13 @@ func buildID() string {
 // Snapshot writes the sandbox's whole state into dir. When that fails, the
 // sandbox goes on as it was and dir is left empty.
 func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.SnapshotOptions) error {
-	const op = "gvisor.Snapshot"
-	b, err := r.box(op, id)
-	if err != nil {
-		return err
-	}
-	b.op.Lock()
-	defer b.op.Unlock()
-	s, err := b.live(op, sandbox.Running, sandbox.Paused)
-	if err != nil {
-		return err
-	}
-	if entries, err := os.ReadDir(dir); err != nil {
-		return sandbox.E(op, sandbox.Invalid, id, err)
-	} else if len(entries) > 0 {
-		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
-	}
-	if err := s.save(ctx, b.rec, r.images(), dir); err != nil {
-		for _, name := range slices.Concat(orders.StateFiles, b.rec.Images.list(), []string{manifestName}) {
-			_ = os.Remove(filepath.Join(dir, name))
-		}
-		kind := sandbox.KindOf(err)
-		if isFull(err) {
-			kind = sandbox.Exhausted
-		}
-		return sandbox.E(op, kind, id, err)
-	}
-	if opts.Stop {
-		return r.destroy(op, b)
-	}
-	return nil
+	return r.boxes.Snapshot(ctx, "gvisor.Snapshot", id, dir, opts, func(b *box, s *sentry) error {
+		return s.save(ctx, b.Record(), r.images(), dir)
+	})
 }
 
 // save writes and syncs all files of a snapshot. The sandbox is afterwards as it was.
-func (s *sentry) save(ctx context.Context, rec record, images, dir string) error {
+func (s *sentry) save(ctx context.Context, rec *record, images, dir string) error {
 	opts := orders.Save{Metadata: orders.Uncompressed, HavePagesFile: true, Resume: true}
 	defer func() { closeAll(opts.FilePayload.Files) }()
 	for _, name := range orders.StateFiles {
@@ -101,7 +74,7 @@ func (s *sentry) save(ctx context.Context, rec record, images, dir string) error
 		}
 	}
 	for _, name := range rec.Images.list() {
-		if err := linkFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
+		if err := supervisor.LinkFile(filepath.Join(dir, name), filepath.Join(images, name)); err != nil {
 			return err
 		}
 	}
@@ -113,10 +86,10 @@ func (s *sentry) save(ctx context.Context, rec record, images, dir string) error
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(dir, manifestName), data); err != nil {
+	if err := supervisor.WriteSynced(filepath.Join(dir, manifestName), data); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return supervisor.Sync(dir)
 }
 
 // Restore makes a sandbox from the state in dir.
@@ -134,7 +107,7 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 	}
 	for _, name := range m.Images.list() {
 		if err := r.keepImage(dir, name); err != nil {
-			return sandbox.E(op, ioKind(err), spec.ID, err)
+			return sandbox.E(op, supervisor.Kind(err), spec.ID, err)
 		}
 	}
 	return r.make(ctx, op, spec, dir, m.Images)
@@ -200,7 +173,7 @@ func (r *Runtime) keepImage(dir, name string) error {
 	}
 	defer os.Remove(tmp.Name())
 	tmp.Close()
-	if err := copyFile(tmp.Name(), filepath.Join(dir, name)); err != nil {
+	if err := supervisor.CopyFile(tmp.Name(), filepath.Join(dir, name)); err != nil {
 		return err
 	}
 	return os.Rename(tmp.Name(), path)
@@ -214,52 +187,4 @@ func fullDisk(dir string, err error) error {
 		return errors.Join(unix.ENOSPC, err)
 	}
 	return err
-}
-
-// linkFile makes dst the same file as src, which nobody changes, or a copy of it
-// where that is not possible.
-func linkFile(dst, src string) error {
-	if err := os.Link(src, dst); err == nil {
-		return nil
-	}
-	return copyFile(dst, src)
-}
-
-// copyFile copies and syncs a file; file systems that can, share the blocks.
-func copyFile(dst, src string) error {
-	in, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := out.ReadFrom(in); err != nil {
-		return err
-	}
-	return out.Sync()
-}
-
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := f.Write(data); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

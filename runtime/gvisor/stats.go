@@ -16,17 +16,17 @@ const statsTimeout = 2 * time.Second
 // Stats reads what the sandbox uses now.
 func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	const op = "gvisor.Stats"
-	b, err := r.box(op, id)
+	b, err := r.boxes.Find(op, id)
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
-	s, err := b.live(op, sandbox.Running, sandbox.Paused)
+	s, err := b.Live(op, sandbox.Running, sandbox.Paused)
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
-	b.mu.Lock()
-	res, link := b.rec.Resources, b.rec.Spec.Link
-	b.mu.Unlock()
+	var res sandbox.Resources
+	var link *sandbox.Link
+	b.View(func(rec *record) { res, link = rec.Resources, rec.Spec.Link })
 	st := sandbox.Stats{
 		Time:        time.Now(),
 		CPU:         s.group.CPU(),

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -16,34 +14,16 @@ const (
 	// hostReserve is how much of the host's memory must be free for one more
 	// machine, in bytes: what it takes at once, and some for everybody else.
 	hostReserve = 256 << 20
-	// minDisk is how much room the state directory's file system must have for one
-	// more machine, in bytes.
-	minDisk = 128 << 20
 )
 
-// admit says whether there is room for one more machine with so much memory. The
-// caller holds r.mu.
-func (r *Runtime) admit(memory int64) error {
+// admit says whether there is room for one more machine with so much memory,
+// beside those that may have promised bytes together.
+func (r *Runtime) admit(memory, promised int64) error {
 	host, err := hostMemory()
 	if err != nil {
 		return sandbox.E("find room", sandbox.Internal, "", err)
 	}
-	var promised int64
-	for _, b := range r.boxes {
-		promised += b.rec.Resources.Memory // never changes
-	}
-	if err := host.admit(memory, promised, r.cfg.Overcommit); err != nil {
-		return err
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(r.cfg.Dir, &st); err != nil {
-		return sandbox.E("find room", sandbox.Internal, r.cfg.Dir, err)
-	}
-	if free := int64(st.Bavail) * st.Bsize; free < minDisk {
-		return sandbox.Errorf("find room", sandbox.Exhausted, "", "only %d MiB are free in %s", free>>20, r.cfg.Dir).
-			WithHint("remove sandboxes, snapshots or images, or choose a state directory with more room")
-	}
-	return nil
+	return host.admit(memory, promised, r.cfg.Overcommit)
 }
 
 // memoryInfo is the host's memory in bytes.

@@ -2,26 +2,18 @@ package microvm
 
 // Abandon lets go of everything in this process as a crash would: without a word
 // to the sandboxes.
-func (r *Runtime) Abandon() {
-	r.mu.Lock()
-	r.closed = true
-	r.mu.Unlock()
-	r.pool.close()
-	r.templates.close()
-	r.letGo()
-	r.lock.Close()
-}
+func (r *Runtime) Abandon() { _ = r.Close() }
 
 // OnStep has f called between the steps of a snapshot and a fork.
 func (r *Runtime) OnStep(f func(string)) { r.step = f }
 
 // MonitorPID returns the process of a sandbox that runs.
 func (r *Runtime) MonitorPID(id string) int {
-	b, err := r.box("test", id)
+	b, err := r.boxes.Find("test", id)
 	if err != nil {
 		return -1
 	}
-	v, err := b.live("test", "running", "paused")
+	v, err := b.Live("test", "running", "paused")
 	if err != nil {
 		return -1
 	}

@@ -23,7 +23,7 @@ import (
 var (
 	snapshotSteps = []string{
 		"layer made", "layer on record", "layer opened", "paused", "layer added", "devices saved", "memory written", "resumed",
-		"files linked", "manifest written", "snapshot written",
+		"files linked", "snapshot written",
 	}
 	restoreSteps = []string{"restore prepared", "monitor started", "machine runs"}
 )

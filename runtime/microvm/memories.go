@@ -3,7 +3,6 @@ package microvm
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -114,35 +113,4 @@ func duplicate(f *os.File) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
-// linkFile makes dst the same file as src, which nobody changes, or a copy of it
-// where that is not possible.
-func linkFile(dst, src string) error {
-	if err := os.Link(src, dst); err == nil {
-		return nil
-	}
-	in, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if _, err := out.ReadFrom(in); err != nil {
-		return err
-	}
-	return out.Sync()
-}
-
-// syncPath syncs a file or directory.
-func syncPath(parts ...string) error {
-	f, err := os.Open(filepath.Join(parts...))
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }

@@ -23,16 +23,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"github.com/zeebo/blake3"
-	"golang.org/x/sys/unix"
 
-	"github.com/atoll-run/atoll/runtime/cgroup"
-	"github.com/atoll-run/atoll/runtime/feed"
 	"github.com/atoll-run/atoll/runtime/microvm/kernel"
 	"github.com/atoll-run/atoll/runtime/microvm/qemu"
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -76,24 +73,17 @@ type Config struct {
 type Runtime struct {
 	cfg       Config
 	log       *slog.Logger
-	lock      *os.File
-	groups    *cgroup.Parent
+	boxes     *boxes
 	qemu      *qemu.Driver
 	driver    vmm.Driver // the same, as all but prepare know it
 	taps      *taps
 	templates *templates
 	memories  *memories
 	pool      *pool
-	events    *feed.Feed
 	step      func(name string) // called between the steps of a snapshot and a fork; tests end the process there
 
 	preparing chan struct{} // holds one token while prepare is at work
 	kernel    kernel.Kernel // zero until prepare got it; guarded by preparing
-
-	mu      sync.Mutex
-	boxes   map[string]*box // by ID; includes those being made
-	closed  bool
-	watches sync.WaitGroup // goroutines that wait for machines to end
 }
 
 var _ sandbox.Runtime = (*Runtime)(nil)
@@ -120,20 +110,16 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 		return nil, sandbox.E(op, sandbox.Invalid, cfg.Dir, err)
 	}
 	cfg.fill()
-	for _, dir := range []string{filepath.Join(cfg.Dir, "s"), filepath.Join(cfg.Cache, "templates")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, sandbox.E(op, ioKind(err), dir, err)
-		}
+	if err := os.MkdirAll(filepath.Join(cfg.Cache, "templates"), 0o700); err != nil {
+		return nil, sandbox.E(op, supervisor.Kind(err), "", err)
 	}
-	lock, err := lockDir(cfg.Dir)
+	r := &Runtime{cfg: cfg, log: cfg.Log, qemu: driver, driver: driver, preparing: make(chan struct{}, 1), step: func(string) {}}
+	r.boxes, err = supervisor.Open[*record, *vm](supervisor.Config{Name: Name, Dir: cfg.Dir, Prefix: cfg.Prefix, Admit: r.admit, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log, lock: lock, qemu: driver, driver: driver, events: new(feed.Feed),
-		boxes: make(map[string]*box), preparing: make(chan struct{}, 1), step: func(string) {}}
 	if err := r.open(ctx); err != nil {
-		lock.Close()
-		return nil, sandbox.E(op, "", "", err)
+		return nil, errors.Join(sandbox.E(op, "", "", err), r.boxes.Close())
 	}
 	return r, nil
 }
@@ -159,37 +145,19 @@ func (cfg *Config) fill() {
 // open does the part of New that needs the directory's lock.
 func (r *Runtime) open(ctx context.Context) error {
 	var err error
-	if r.groups, err = cgroup.Open(r.cfg.Prefix); err != nil {
-		return err
-	}
 	if r.taps, err = openTaps(); err != nil {
 		return err
 	}
 	r.memories = newMemories()
 	r.templates = newTemplates(r)
-	if err := r.adopt(ctx); err != nil {
+	if err := r.boxes.Adopt(func(b *box) (*vm, error) { return r.takeOver(ctx, b) }); err != nil {
+		return err
+	}
+	if err := r.sweepTemplates(); err != nil {
 		return err
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)
 	return nil
-}
-
-// lockDir takes the directory for this process. The lock ends with the process.
-func lockDir(dir string) (*os.File, error) {
-	const op = "microvm.New"
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, sandbox.E(op, sandbox.Internal, dir, err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, sandbox.Errorf(op, sandbox.Conflict, dir, "another process owns this directory").
-				WithHint("stop it, or choose another state directory")
-		}
-		return nil, sandbox.E(op, sandbox.Internal, dir, err)
-	}
-	return f, nil
 }
 
 // Name returns "microvm".
@@ -214,40 +182,28 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 	}
 }
 
+// Destroy removes the sandbox and all that was made for it.
+func (r *Runtime) Destroy(_ context.Context, id string) error {
+	return r.boxes.Destroy("microvm.Destroy", id)
+}
+
+// List returns every sandbox, in the order of their IDs.
+func (r *Runtime) List(context.Context) ([]sandbox.Status, error) { return r.boxes.List(), nil }
+
 // Watch delivers events until ctx ends.
-func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.events.Watch(ctx) }
+func (r *Runtime) Watch(ctx context.Context) <-chan sandbox.Event { return r.boxes.Events.Watch(ctx) }
 
 // Close ends the pool and gives up the directory. Machines go on.
 func (r *Runtime) Close() error {
-	r.mu.Lock()
-	if r.closed {
-		r.mu.Unlock()
+	if !r.boxes.Shut() {
 		return nil
 	}
-	r.closed = true
-	r.mu.Unlock()
 	r.pool.close()
 	r.templates.close()
-	r.letGo()
-	r.groups.Close()
-	return r.lock.Close()
-}
-
-// letGo lets all machines go without ending them.
-func (r *Runtime) letGo() {
-	r.mu.Lock()
-	boxes := make([]*box, 0, len(r.boxes))
-	for _, b := range r.boxes {
-		boxes = append(boxes, b)
-	}
-	r.mu.Unlock()
-	for _, b := range boxes {
-		b.detach()
-	}
-	r.watches.Wait()
-	r.events.Close()
+	err := r.boxes.Close()
 	r.memories.close()
 	r.taps.close()
+	return err
 }
 
 // prepare gets the kernel and finds out by what machines run here, once.
@@ -283,7 +239,7 @@ func (r *Runtime) accelerate(ctx context.Context, k kernel.Kernel) error {
 	default:
 		return sandbox.Errorf("microvm.New", sandbox.Invalid, r.cfg.Accelerator, "an accelerator is kvm or tcg")
 	}
-	why, err := r.qemu.Accelerate(ctx, filepath.Join(r.cfg.Cache, "accelerator.json"), k.Vmlinux, r.groups.Group("probe"))
+	why, err := r.qemu.Accelerate(ctx, filepath.Join(r.cfg.Cache, "accelerator.json"), k.Vmlinux, r.boxes.Groups.Group("probe"))
 	if err != nil {
 		return err
 	}

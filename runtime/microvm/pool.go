@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -209,7 +208,7 @@ func (p *pool) makeOne() (more bool) {
 
 // spawn makes a machine for the pool, up to the stage that is wanted.
 func (p *pool) spawn(ctx context.Context, name string, s shape, root string, ready bool) (m pooled, err error) {
-	dir := filepath.Join(p.r.cfg.Dir, "s", name)
+	dir := p.r.boxes.Path(name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return m, err
 	}
@@ -223,7 +222,7 @@ func (p *pool) spawn(ctx context.Context, name string, s shape, root string, rea
 			err = m.vm.machine.Pause(ctx)
 		}
 		if err != nil {
-			err = errors.Join(err, m.vm.end())
+			err = errors.Join(err, m.vm.End())
 		}
 	}
 	if err != nil {
@@ -246,7 +245,7 @@ func (p *pool) shrink() {
 // discard ends machines that nobody will use.
 func (p *pool) discard(list []pooled) {
 	for _, m := range list {
-		if err := m.vm.end(); err != nil {
+		if err := m.vm.End(); err != nil {
 			p.r.log.Error("cannot end a machine of the pool", "dir", m.vm.dir, "err", err)
 			continue
 		}

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -43,72 +45,34 @@ type manifest struct {
 // Snapshot writes the machine's whole state into dir. When that fails, the machine
 // goes on as it was and dir is left empty.
 func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.SnapshotOptions) error {
-	const op = "microvm.Snapshot"
-	b, err := r.box(op, id)
-	if err != nil {
-		return err
-	}
-	b.op.Lock()
-	defer b.op.Unlock()
-	v, err := b.live(op, sandbox.Running, sandbox.Paused)
-	if err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return sandbox.E(op, "", id, err)
-	}
-	if entries, err := os.ReadDir(dir); err != nil {
-		return sandbox.E(op, sandbox.Invalid, id, err)
-	} else if len(entries) > 0 {
-		return sandbox.Errorf(op, sandbox.Invalid, id, "%s is not empty", dir)
-	}
-	if err := r.snapshot(ctx, b, v, dir); err != nil {
-		err = errors.Join(err, clearDir(dir))
-		b.settle()
-		if _, dead := b.live(op, sandbox.Running, sandbox.Paused); dead != nil {
-			return dead
-		}
-		return sandbox.E(op, ioKind(err), id, err)
-	}
-	r.step("snapshot written")
-	if opts.Stop {
-		return r.destroy(op, b)
-	}
-	return nil
+	return r.boxes.Snapshot(ctx, "microvm.Snapshot", id, dir, opts, func(b *box, v *vm) error { return r.snapshot(ctx, b, v, dir) })
 }
 
-// clearDir removes what is in a directory.
-func clearDir(dir string) error {
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		err = errors.Join(err, os.RemoveAll(filepath.Join(dir, e.Name())))
-	}
-	return err
-}
+// resumeTimeout bounds how long a machine that stood still may take to go on, or
+// the other way round.
+const resumeTimeout = 10 * time.Second
 
 // snapshot does the work of Snapshot. The machine is afterwards as it was, but
-// that it writes to a new layer of its disk. b.op is held.
+// that it writes to a new layer of its disk. The box is held.
 func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error {
 	if err := r.merge(ctx, b, v); err != nil {
 		return err
 	}
-	b.mu.Lock()
-	m := manifest{Format: manifestFormat, Root: b.rec.Spec.Root, Resources: b.rec.Resources, Origin: b.rec.Origin}
-	running := b.rec.State == sandbox.Running
-	b.mu.Unlock()
+	rec, running := b.Record(), b.Status().State == sandbox.Running
+	m := manifest{Format: manifestFormat, Root: rec.Spec.Root, Resources: rec.Resources, Origin: rec.Origin}
 	m.Origin.Delta = &pageFile{Name: nextPages(m.Origin.Base)}
 	// The new layer is on record before it is used. One that is on record and was
 	// never used is empty, and harmless.
-	next, err := addLayer(b.dir, m.Origin)
+	next, err := addLayer(b.Dir, m.Origin)
 	if err != nil {
 		return err
 	}
 	r.step("layer made")
-	if err := b.update(func(rec *record) { rec.Origin.Layers = next.Layers }); err != nil {
+	if err := b.Update(func(rec *record) { rec.Origin.Layers = next.Layers }); err != nil {
 		return err
 	}
 	r.step("layer on record")
-	if err := v.machine.NewLayer(ctx, ownDisk, filepath.Join(b.dir, next.Layers[len(next.Layers)-1])); err != nil {
+	if err := v.machine.NewLayer(ctx, ownDisk, filepath.Join(b.Dir, next.Layers[len(next.Layers)-1])); err != nil {
 		return err
 	}
 	r.step("layer opened")
@@ -120,7 +84,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 	err = r.freezeState(ctx, v, m.Origin, dir)
 	if running {
 		// Whatever happened, also to our caller, the machine must go on.
-		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
 		defer cancel()
 		err = errors.Join(err, v.machine.Resume(clean))
 	}
@@ -131,7 +95,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 	if err := r.finish(ctx, b, dir, &m); err != nil {
 		return err
 	}
-	r.step("manifest written")
+	r.step("snapshot written")
 	return nil
 }
 
@@ -171,16 +135,16 @@ func (r *Runtime) freezeState(ctx context.Context, v *vm, o origin, dir string) 
 // finish adds the files that do not change any more, syncs everything and
 // describes it.
 func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) error {
-	base, err := r.flatten(b.dir, m.Origin, dir)
+	base, err := r.flatten(b.Dir, m.Origin, dir)
 	if err != nil {
 		return err
 	}
 	m.Origin.Base = base
 	for _, name := range m.Origin.Layers {
-		if err := linkFile(filepath.Join(dir, name), filepath.Join(b.dir, name)); err != nil {
+		if err := supervisor.LinkFile(filepath.Join(dir, name), filepath.Join(b.Dir, name)); err != nil {
 			return err
 		}
-		if err := syncPath(dir, name); err != nil {
+		if err := supervisor.Sync(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
@@ -198,17 +162,17 @@ func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) e
 		return err
 	}
 	m.Devices = digestOfBytes(devices)
-	if err := syncPath(dir, devicesName); err != nil {
+	if err := supervisor.Sync(filepath.Join(dir, devicesName)); err != nil {
 		return err
 	}
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(dir, manifestName), data); err != nil {
+	if err := supervisor.WriteSynced(filepath.Join(dir, manifestName), data); err != nil {
 		return err
 	}
-	return syncPath(dir)
+	return supervisor.Sync(dir)
 }
 
 // flatten puts the page files of a memory into dir: the same ones, or one that
@@ -216,7 +180,7 @@ func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) e
 func (r *Runtime) flatten(from string, o origin, dir string) ([]pageFile, error) {
 	if len(o.Base) <= maxBase {
 		for _, p := range o.Base {
-			if err := linkFile(filepath.Join(dir, p.Name), filepath.Join(from, p.Name)); err != nil {
+			if err := supervisor.LinkFile(filepath.Join(dir, p.Name), filepath.Join(from, p.Name)); err != nil {
 				return nil, err
 			}
 		}
@@ -231,9 +195,9 @@ func (r *Runtime) flatten(from string, o origin, dir string) ([]pageFile, error)
 	return []pageFile{p}, err
 }
 
-// merge shortens the machine's disk when it has many layers. b.op is held.
+// merge shortens the machine's disk when it has many layers. The box is held.
 func (r *Runtime) merge(ctx context.Context, b *box, v *vm) error {
-	layers := b.rec.Origin.Layers
+	layers := b.Record().Origin.Layers
 	if len(layers) < maxLayers {
 		return nil
 	}
@@ -243,11 +207,11 @@ func (r *Runtime) merge(ctx context.Context, b *box, v *vm) error {
 	// What is merged is in the uppermost layer, too, so that nothing is lost if
 	// the record is not written any more.
 	kept := []string{layers[0], layers[len(layers)-1]}
-	if err := b.update(func(rec *record) { rec.Origin.Layers = kept }); err != nil {
+	if err := b.Update(func(rec *record) { rec.Origin.Layers = kept }); err != nil {
 		return err
 	}
 	for _, name := range layers[1 : len(layers)-1] {
-		if err := os.Remove(filepath.Join(b.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(filepath.Join(b.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 	}
@@ -281,24 +245,24 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 		names = append(names, p.Name)
 	}
 	for _, name := range names {
-		if err := linkFile(filepath.Join(b.dir, name), filepath.Join(from, name)); err != nil {
+		if err := supervisor.LinkFile(filepath.Join(b.Dir, name), filepath.Join(from, name)); err != nil {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 			}
 			return nil, err
 		}
 	}
-	if err := r.checked(filepath.Join(b.dir, devicesName), m.Devices); err != nil {
+	if err := r.checked(filepath.Join(b.Dir, devicesName), m.Devices); err != nil {
 		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
 	o = place(o)
-	o, err := addLayer(b.dir, o)
+	o, err := addLayer(b.Dir, o)
 	if err != nil {
 		return nil, err
 	}
-	b.rec.Origin = o // nobody else knows the box yet
+	b.Record().Origin = o // nobody else knows the box yet
 	r.step("restore prepared")
-	v, err := r.clone(ctx, b.dir, spec.ID, spec.Root.Path, o)
+	v, err := r.clone(ctx, b.Dir, spec.ID, spec.Root.Path, o)
 	if errors.Is(err, errDamaged) {
 		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
@@ -314,9 +278,9 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	}
 	r.step("machine runs")
 	// It is in the machine's own memory now.
-	b.rec.Origin.Delta = nil
+	b.Record().Origin.Delta = nil
 	if o.Delta != nil {
-		if err := os.Remove(filepath.Join(b.dir, o.Delta.Name)); err != nil {
+		if err := os.Remove(filepath.Join(b.Dir, o.Delta.Name)); err != nil {
 			return v, err
 		}
 	}
@@ -357,7 +321,7 @@ func parseManifest(data []byte) (m manifest, err error) {
 	for _, p := range m.Origin.Base {
 		names = append(names, p.Name)
 	}
-	reserved := []string{".", "..", recordName, devicesName, manifestName}
+	reserved := []string{".", "..", supervisor.RecordName, devicesName, manifestName}
 	for i, name := range names {
 		if name == "" || name != filepath.Base(name) || slices.Contains(reserved, name) || slices.Contains(names[:i], name) || filepath.Ext(name) == ".sock" {
 			return m, fmt.Errorf("damaged snapshot manifest: file %q", name)

@@ -17,17 +17,17 @@ const statsTimeout = 2 * time.Second
 // Stats reads what the sandbox uses now.
 func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 	const op = "microvm.Stats"
-	b, err := r.box(op, id)
+	b, err := r.boxes.Find(op, id)
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
-	v, err := b.live(op, sandbox.Running, sandbox.Paused)
+	v, err := b.Live(op, sandbox.Running, sandbox.Paused)
 	if err != nil {
 		return sandbox.Stats{}, err
 	}
-	b.mu.Lock()
-	res, link, base, layers, state := b.rec.Resources, b.rec.Spec.Link, b.rec.Origin.Base, b.rec.Origin.Layers, b.rec.State
-	b.mu.Unlock()
+	var rec record
+	b.View(func(r *record) { rec = *r })
+	res, link, layers := rec.Resources, rec.Spec.Link, rec.Origin.Layers
 	st := sandbox.Stats{
 		Time:        time.Now(),
 		CPU:         v.group.CPU(),
@@ -36,12 +36,12 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 		DiskLimit:   res.Disk,
 		Pids:        1, // the agent
 	}
-	if len(base) > 0 {
+	if len(rec.Origin.Base) > 0 {
 		layers = layers[1:] // the template's
 	}
 	for _, name := range layers {
 		var info unix.Stat_t
-		if unix.Stat(filepath.Join(b.dir, name), &info) == nil {
+		if unix.Stat(filepath.Join(b.Dir, name), &info) == nil {
 			st.Disk += info.Blocks * 512
 		}
 	}
@@ -50,7 +50,7 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 			return sandbox.Stats{}, sandbox.E(op, "", id, err)
 		}
 	}
-	if state == sandbox.Running {
+	if rec.State == sandbox.Running {
 		ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 		defer cancel()
 		if n, err := v.processes(ctx); err == nil { // a busy guest need not answer
@@ -65,22 +65,17 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 // kernel should mount.
 func (r *Runtime) Changes(ctx context.Context, id string, w io.Writer) error {
 	const op = "microvm.Changes"
-	b, err := r.box(op, id)
+	b, v, err := r.boxes.Hold(op, id, sandbox.Running, sandbox.Paused)
 	if err != nil {
 		return err
 	}
-	b.op.Lock()
-	defer b.op.Unlock()
-	v, err := b.live(op, sandbox.Running, sandbox.Paused)
-	if err != nil {
-		return err
-	}
-	if b.status().State == sandbox.Paused { // it lives for as long as it takes
+	defer b.Unlock()
+	if b.Status().State == sandbox.Paused { // it lives for as long as it takes
 		if err := v.machine.Resume(ctx); err != nil {
 			return sandbox.E(op, "", id, err)
 		}
 		defer func() {
-			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+			clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), resumeTimeout)
 			defer cancel()
 			if err := v.machine.Pause(clean); err != nil {
 				r.log.Error("pausing a sandbox again", "sandbox", id, "err", err)

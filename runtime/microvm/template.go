@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/runtime/microvm/disk"
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -133,7 +135,7 @@ func (t *templates) link(dir string, s shape) (origin, error) {
 	}
 	for _, name := range []string{m.Base[0].Name, m.Layers[0], devicesName} {
 		_ = os.Remove(filepath.Join(dir, name)) // of an attempt before
-		if err := linkFile(filepath.Join(dir, name), filepath.Join(from, name)); err != nil {
+		if err := supervisor.LinkFile(filepath.Join(dir, name), filepath.Join(from, name)); err != nil {
 			return origin{}, err
 		}
 	}
@@ -217,7 +219,7 @@ func (t *templates) make(ctx context.Context, s shape, root string) (err error) 
 			return err
 		}
 		m.Digests[name] = digestOfBytes(data)
-		if err := syncPath(dir, name); err != nil {
+		if err := supervisor.Sync(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
@@ -225,7 +227,7 @@ func (t *templates) make(ctx context.Context, s shape, root string) (err error) 
 	if err != nil {
 		return err
 	}
-	if err := writeSynced(filepath.Join(dir, templateName), data); err != nil {
+	if err := supervisor.WriteSynced(filepath.Join(dir, templateName), data); err != nil {
 		return err
 	}
 	if err := errors.Join(os.RemoveAll(filepath.Join(dir, "qmp.sock")), os.RemoveAll(filepath.Join(dir, "serial.sock"))); err != nil {
@@ -235,7 +237,7 @@ func (t *templates) make(ctx context.Context, s shape, root string) (err error) 
 		return err // that one exists: another process was faster
 	}
 	t.r.log.Info("made a template", "template", s.key(), "took", time.Since(begin).Round(time.Millisecond))
-	return syncPath(filepath.Dir(t.dir(s)))
+	return supervisor.Sync(filepath.Dir(t.dir(s)))
 }
 
 // freeze boots the machine and writes its memory and devices into dir.
@@ -260,7 +262,7 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 	if err == nil {
 		err = saveDevices(ctx, v, dir)
 	}
-	if err = errors.Join(err, v.end()); err != nil {
+	if err = errors.Join(err, v.End()); err != nil {
 		return nil, err
 	}
 	if err := vmm.Seal(memory); err != nil {
@@ -314,11 +316,23 @@ func saveDevices(ctx context.Context, v *vm, dir string) error {
 	return errors.Join(v.machine.SaveDevices(ctx, f), f.Close())
 }
 
-func writeSynced(path string, data []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// sweepTemplates removes templates that were never finished. Those of other
+// processes may be in the making.
+func (r *Runtime) sweepTemplates() error {
+	const op = "microvm.New"
+	dir := filepath.Join(r.cfg.Cache, "templates")
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return sandbox.E(op, sandbox.Internal, dir, err)
 	}
-	_, err = f.Write(data)
-	return errors.Join(err, f.Sync(), f.Close())
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !strings.HasPrefix(e.Name(), newPrefix) || time.Since(info.ModTime()) < 2*templateTimeout {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return sandbox.E(op, sandbox.Internal, dir, err)
+		}
+	}
+	return nil
 }

@@ -67,7 +67,7 @@ func layerName(i int) string { return fmt.Sprintf("disk%d.qcow2", i) }
 // spawn leaves no process and no group.
 func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o origin, memory *os.File, how start) (v *vm, err error) {
 	s := o.Shape
-	v = &vm{dir: dir, group: r.groups.Group(groupName)}
+	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName)}
 	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), s.Disk)
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func (r *Runtime) cold(ctx context.Context, dir, groupName, root string, o origi
 		return nil, err
 	}
 	if _, err := v.reach(ctx); err != nil {
-		return nil, errors.Join(err, v.end())
+		return nil, errors.Join(err, v.End())
 	}
 	return v, nil
 }
@@ -214,28 +214,16 @@ func (v *vm) whileAlive(ctx context.Context) (context.Context, context.CancelFun
 	return ctx, cancel
 }
 
-// explain says that the machine ended, if that is why something failed.
-func (v *vm) explain(err error) error {
-	select {
-	case <-v.machine.Ended():
-		return sandbox.E("reach guest", sandbox.Unavailable, "", fmt.Errorf("%s: %w", v.cause(), err))
-	default:
-		return err
-	}
+// dialTimeout bounds one dial, also when the guest does not answer at all.
+const dialTimeout = 10 * time.Second
+
+// Dial opens a connection to a port of the guest.
+func (v *vm) Dial(ctx context.Context, port int) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return v.dial(ctx, port)
 }
 
-// cause says why the machine ended.
-func (v *vm) cause() string {
-	if v.group.OutOfMemory() > 0 {
-		return "out of memory: the machine's monitor needed more than its limit and the kernel ended it"
-	}
-	if why := v.machine.Cause(); why != "" {
-		return why
-	}
-	return "the machine's monitor ended or was killed"
-}
-
-// dial opens a connection to a port of the guest.
 func (v *vm) dial(ctx context.Context, port int) (net.Conn, error) {
 	s, err := v.reach(ctx)
 	if err != nil {
@@ -283,8 +271,8 @@ func (r *Runtime) join(v *vm, spec sandbox.Spec, res sandbox.Resources) (mtu int
 	return r.taps.join(v.tap, spec.Link)
 }
 
-// end kills the machine and removes its control group.
-func (v *vm) end() error {
+// End kills the machine and removes its control group.
+func (v *vm) End() error {
 	err := v.machine.Kill() // first: it ends whoever waits for the guest
 	v.hangUp()
 	return errors.Join(err, v.group.Remove())

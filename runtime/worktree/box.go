@@ -19,6 +19,7 @@ import (
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/runtime/proctree"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -102,7 +103,7 @@ func (b *box) change(f func(rec *record)) error {
 	f(&b.rec)
 	rec := b.rec
 	b.r.mu.Unlock()
-	return rec.save(b.dir)
+	return supervisor.WriteRecord(b.dir, rec)
 }
 
 // jail returns a jail that sees what the sandbox sees.

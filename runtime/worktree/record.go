@@ -1,7 +1,6 @@
 package worktree
 
 import (
-	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -32,7 +32,6 @@ type record struct {
 
 // Files and directories of a sandbox, in its directory.
 const (
-	recordName = "record.json"
 	socketName = "guest.sock"
 	layersName = "layers"    // upper and work, the layers of the working tree
 	gitName    = "git"       // its git directory
@@ -48,25 +47,8 @@ const (
 	guestPath  = "/run/atoll/guest"
 )
 
-// save writes the record so that a crash leaves the old or the new one.
-func (rec *record) save(dir string) error {
-	text, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	temp := filepath.Join(dir, recordName+".new")
-	if err := os.WriteFile(temp, text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(temp, filepath.Join(dir, recordName))
-}
-
 func loadRecord(dir string) (rec record, err error) {
-	text, err := os.ReadFile(filepath.Join(dir, recordName))
-	if err != nil {
-		return rec, err
-	}
-	if err := json.Unmarshal(text, &rec); err != nil {
+	if err := supervisor.ReadRecord(dir, &rec); err != nil {
 		return rec, err
 	}
 	if rec.Spec.ID != filepath.Base(dir) || rec.Bases != filepath.Base(rec.Bases) {

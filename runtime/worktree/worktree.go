@@ -34,10 +34,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/atoll-run/atoll/runtime/feed"
+	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -124,8 +124,8 @@ func New(cfg Config) (*Runtime, error) {
 	if r.defaults.Pids == 0 {
 		r.defaults.Pids = defaultPids
 	}
-	if r.lock, err = lockDir(dir); err != nil {
-		return nil, sandbox.E(op, sandbox.Conflict, dir, err).WithHint("another daemon runs on this directory")
+	if r.lock, err = supervisor.Lock(dir); err != nil {
+		return nil, sandbox.E(op, "", "", err)
 	}
 	prefix := cfg.Prefix
 	if prefix == "" {
@@ -161,19 +161,6 @@ func capabilities(limits, privileged bool) sandbox.Capabilities {
 		c.Networks = append(c.Networks, sandbox.NetworkSandbox)
 	}
 	return c
-}
-
-// lockDir makes sure that nobody else works in the directory.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // probeTimeout bounds the trial of a jail when a Runtime is opened.
@@ -297,7 +284,7 @@ func (r *Runtime) erase(id string) error {
 	}
 	// The record goes first: a directory without one is removed by whoever finds it.
 	dir := filepath.Join(r.dir, "s", id)
-	_ = os.Remove(filepath.Join(dir, recordName))
+	_ = os.Remove(filepath.Join(dir, supervisor.RecordName))
 	return errors.Join(err, removeAll(dir))
 }
 

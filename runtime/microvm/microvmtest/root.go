@@ -3,14 +3,11 @@
 package microvmtest
 
 import (
-	"debug/elf"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -87,17 +84,9 @@ func Main(m *testing.M) int {
 }
 
 func makeRoot(path string) error {
-	files := map[string][]byte{}
-	for _, tool := range tools {
-		from, err := exec.LookPath(tool)
-		if err != nil {
-			continue // the tests use what every host has
-		}
-		data, err := addELF(files, from)
-		if err != nil {
-			return fmt.Errorf("%s: %w", tool, err)
-		}
-		files["/usr/bin/"+tool] = data
+	files, err := guesttest.Programs(tools...)
+	if err != nil {
+		return err
 	}
 	dirs := map[string]bool{"/etc": true, "/root": true, "/tmp": true, "/proc": true, "/sys": true, "/dev": true, "/run": true}
 	for name := range files {
@@ -138,53 +127,4 @@ func makeRoot(path string) error {
 
 func stamp(w *erofs.Writer, name string) error {
 	return errors.Join(w.Chown(name, 0, 0), w.Chtimes(name, time.Unix(0, 0), time.Unix(0, 0)))
-}
-
-// addELF returns a program or library and adds the libraries that it needs under
-// the paths where the loader looks for them.
-func addELF(files map[string][]byte, path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	f, err := elf.Open(path)
-	if errors.As(err, new(*elf.FormatError)) {
-		return data, nil // a script
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	needed, err := f.ImportedLibraries()
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_INTERP {
-			name := make([]byte, p.Filesz-1)
-			if _, err := p.ReadAt(name, 0); err != nil {
-				return nil, err
-			}
-			if files[string(name)], err = os.ReadFile(string(name)); err != nil {
-				return nil, err
-			}
-		}
-	}
-	for _, lib := range needed {
-		for _, pattern := range []string{"/lib/*-linux-gnu/", "/usr/lib/*-linux-gnu/", "/lib64/", "/usr/lib64/"} {
-			found, err := filepath.Glob(pattern + lib)
-			if err != nil {
-				return nil, err
-			}
-			if len(found) == 0 || files[found[0]] != nil {
-				continue
-			}
-			files[found[0]] = []byte{}
-			if files[found[0]], err = addELF(files, found[0]); err != nil {
-				return nil, err
-			}
-			break
-		}
-	}
-	return data, nil
 }
