@@ -65,6 +65,11 @@ func (n *Network) attach(a *attachment, id string, policy sandbox.NetworkPolicy,
 	if err := n.firewall.set(b, rules); err != nil {
 		return err
 	}
+	if policy.RateLimit > 0 {
+		if err := n.links.limit(b, policy.RateLimit); err != nil {
+			return err
+		}
+	}
 	if err := n.records.put(a.Attachment); err != nil {
 		return err
 	}
@@ -112,6 +117,12 @@ func (n *Network) Update(ctx context.Context, id string, policy sandbox.NetworkP
 	}
 	if err := n.firewall.set(a.block, rules); err != nil {
 		return explain(op, id, errors.Join(err, n.records.put(a.Attachment)))
+	}
+	if was := a.Policy.RateLimit; policy.RateLimit != was {
+		if err := n.links.limit(a.block, policy.RateLimit); err != nil {
+			err = errors.Join(err, n.links.limit(a.block, was), n.firewall.set(a.block, a.rules.Load()), n.records.put(a.Attachment))
+			return explain(op, id, err)
+		}
 	}
 	a.rules.Store(rules)
 	n.mu.Lock()

@@ -49,6 +49,9 @@ func compile(p sandbox.NetworkPolicy, pool netip.Prefix) (*rules, error) {
 	if len(p.AllowOut) > maxEntries || len(p.DenyOut) > maxEntries {
 		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "more than %d entries", maxEntries)
 	}
+	if p.RateLimit != 0 && (p.RateLimit < minRate || p.RateLimit > maxRate) {
+		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "a limit of %d bytes a second: %d to %d are possible", p.RateLimit, minRate, int64(maxRate))
+	}
 	protected, err := protectedSet(pool)
 	if err != nil {
 		return nil, sandbox.E(op, sandbox.Internal, "", err)

@@ -250,3 +250,11 @@ func FuzzPolicyEntry(f *testing.F) {
 		}
 	})
 }
+
+func TestALimitOfTrafficThatNobodyCouldUseIsRefused(t *testing.T) {
+	for _, rate := range []int64{-1, 1, minRate - 1, maxRate + 1} {
+		if _, err := compile(sandbox.NetworkPolicy{RateLimit: rate}, DefaultPool); !sandbox.Is(err, sandbox.Invalid) {
+			t.Errorf("%d bytes a second: %v", rate, err)
+		}
+	}
+}

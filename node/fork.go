@@ -207,7 +207,9 @@ func child(s Snapshot, req CreateRequest) Sandbox {
 	}
 	rec.Ports = slices.Clone(req.Ports) // the parent still has its own
 	if req.Policy != nil {
+		parents := rec.Policy.RateLimit
 		rec.Policy = *req.Policy
+		rec.Policy.RateLimit = cmp.Or(rec.Policy.RateLimit, parents)
 	}
 	if rec.GuestToken != "" || req.Secure { // each child has secrets of its own
 		rec.GuestToken = newToken()

@@ -150,7 +150,7 @@ func (n *Node) takeName(e *entry, rec *Sandbox) error {
 }
 
 func samePolicy(a, b sandbox.NetworkPolicy) bool {
-	return a.Internet == b.Internet && slices.Equal(a.AllowOut, b.AllowOut) && slices.Equal(a.DenyOut, b.DenyOut)
+	return a.Internet == b.Internet && a.RateLimit == b.RateLimit && slices.Equal(a.AllowOut, b.AllowOut) && slices.Equal(a.DenyOut, b.DenyOut)
 }
 
 // poolLoop keeps the pools at their sizes.

@@ -98,6 +98,9 @@ type NetworkPolicy struct {
 	Internet bool     `json:"internet"`           // false: only AllowOut
 	AllowOut []string `json:"allowOut,omitempty"` // CIDRs, addresses, domains, "*.domain"
 	DenyOut  []string `json:"denyOut,omitempty"`  // CIDRs or addresses
+	// RateLimit is how many bytes a second the sandbox may send, and as many it may
+	// receive; 0: no limit.
+	RateLimit int64 `json:"rateLimit,omitempty"`
 }
 
 // Link is a sandbox's own attachment to the network, made before the sandbox

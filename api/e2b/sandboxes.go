@@ -446,6 +446,7 @@ func (a *api) updateNetwork(w http.ResponseWriter, r *http.Request, key tenant.K
 		if sb.State != sandbox.Running {
 			return sandbox.Errorf("e2b.updateNetwork", sandbox.Conflict, "", "sandbox %s is not running", sb.ID)
 		}
+		policy.RateLimit = sb.Policy.RateLimit // the API has no word for it
 		if err := a.node.UpdateNetwork(r.Context(), sb.ID, policy); err != nil {
 			return err
 		}

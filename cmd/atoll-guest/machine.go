@@ -51,6 +51,30 @@ func mountAll() error {
 	return loopbackUp()
 }
 
+// processGroup makes the control group of all processes that the agent starts, so
+// that their number can be bounded and the agent go on when it is reached. It
+// returns none where the kernel has no such groups. It is of the kind that can
+// hold single threads: the agent's that starts processes is in it.
+func processGroup() (threads, pidsMax *os.File, err error) {
+	const root = "/sys/fs/cgroup"
+	const dir = root + "/processes"
+	err = os.WriteFile(root+"/cgroup.subtree_control", []byte("+pids"), 0)
+	if err != nil {
+		return nil, nil, nil
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, nil, err
+	}
+	if err := os.WriteFile(dir+"/cgroup.type", []byte("threaded"), 0); err != nil {
+		return nil, nil, err
+	}
+	if threads, err = os.OpenFile(dir+"/cgroup.threads", os.O_WRONLY, 0); err != nil {
+		return nil, nil, err
+	}
+	pidsMax, err = os.OpenFile(dir+"/pids.max", os.O_WRONLY, 0)
+	return threads, pidsMax, err
+}
+
 // mounted reports whether target is a mount point already, by its device number
 // differing from its parent's.
 func mounted(target string) bool {

@@ -86,6 +86,13 @@ func run(address, groups string, initramfs, machine bool, log *slog.Logger) erro
 		if err := mountAll(); err != nil {
 			return err
 		}
+		threads, pidsMax, err := processGroup()
+		if err != nil {
+			return err
+		}
+		if threads != nil {
+			cfg.Groups, cfg.PidsMax = append(cfg.Groups, threads), pidsMax
+		}
 	}
 	syscall.Umask(0o022)
 	if os.Getpid() != 1 {

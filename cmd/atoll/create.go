@@ -16,7 +16,7 @@ type createOptions struct {
 	name, runtimes, network, user, workdir, hostname, onTimeout string
 
 	cpus                  float64
-	memory, disk          size
+	memory, disk, rate    size
 	pids                  int
 	ttl                   ttl
 	env, envFiles         []string
@@ -60,6 +60,7 @@ func (o *createOptions) childFlags(cmd *cobra.Command) {
 	fl.StringArrayVar(&o.metadata, "metadata", nil, "remember a `KEY=VALUE`, see `atoll ls --metadata`")
 	fl.StringArrayVar(&o.allow, "allow", nil, "let it reach a `CIDR`, address, domain or *.domain")
 	fl.StringArrayVar(&o.deny, "deny", nil, "keep it from reaching a `CIDR` or address")
+	fl.Var(&o.rate, "rate", "how many bytes a second it may send, and as many receive, for example 10m")
 	fl.Var(&o.ttl, "ttl", "how long it may live, for example 10m")
 	fl.StringVar(&o.onTimeout, "on-timeout", "", "what happens then: `kill` or pause")
 	fl.BoolVar(&o.autoResume, "auto-resume", false, "traffic resumes it when it is paused")
@@ -88,8 +89,8 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 	if err := o.fill(&req); err != nil {
 		return req, err
 	}
-	if len(o.allow)+len(o.deny) > 0 || o.noInternet {
-		req.Policy = &sandbox.NetworkPolicy{Internet: !o.noInternet, AllowOut: o.allow, DenyOut: o.deny}
+	if len(o.allow)+len(o.deny) > 0 || o.noInternet || o.rate > 0 {
+		req.Policy = &sandbox.NetworkPolicy{Internet: !o.noInternet, AllowOut: o.allow, DenyOut: o.deny, RateLimit: int64(o.rate)}
 	}
 	return req, nil
 }
@@ -102,6 +103,9 @@ func (o *createOptions) check() error {
 	case "", sandbox.NetworkNone, sandbox.NetworkSandbox, sandbox.NetworkHost:
 	default:
 		return usageError(o.network, "use --network none, sandbox or host", "there is no such network mode")
+	}
+	if o.rate > 0 && o.network != "" && o.network != string(sandbox.NetworkSandbox) {
+		return usageError("--network "+o.network, "leave it out, or --rate", "only a network of the sandbox's own has a rate")
 	}
 	switch node.TimeoutAction(o.onTimeout) {
 	case "", node.TimeoutKill, node.TimeoutPause:

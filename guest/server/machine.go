@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/atoll-run/atoll/guest/wire"
 )
@@ -49,11 +51,11 @@ func (s *Server) machine(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, "the body is not valid JSON: "+err.Error())
 		return
 	}
-	if in.Hostname != "" && !validHostname(in.Hostname) || len(in.Entropy) > maxEntropy {
-		writeError(w, http.StatusBadRequest, "hostname or entropy out of bounds")
+	if in.Hostname != "" && !validHostname(in.Hostname) || len(in.Entropy) > maxEntropy || in.Pids < 0 {
+		writeError(w, http.StatusBadRequest, "hostname, entropy or pids out of bounds")
 		return
 	}
-	if err := identify(in); err != nil {
+	if err := errors.Join(identify(in), s.limitPids(in.Pids)); err != nil {
 		writeError(w, statusOf(err), err.Error())
 		return
 	}
@@ -80,6 +82,30 @@ func identify(in wire.Machine) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// pidsReserve is how many of the processes and threads that the kernel can have at
+// all are kept for itself and for the agent.
+const pidsReserve = 200
+
+// limitPids bounds processes and threads but the agent's own. 0 changes nothing.
+func (s *Server) limitPids(limit int) error {
+	if limit == 0 {
+		return nil
+	}
+	if s.PidsMax == nil {
+		return errors.New("this machine's kernel cannot bound processes: it has no control groups for them")
+	}
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return err
+	}
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	_, err = s.PidsMax.WriteAt([]byte(strconv.Itoa(min(limit, max(most-pidsReserve, 1)))), 0)
+	return err
 }
 
 // changes answers GET /changes.

@@ -80,6 +80,9 @@ type Config struct {
 	// "cgroup.threads" in version 2) that all processes join which the agent
 	// starts, and the agent does not; none: they stay in its own.
 	Groups []*os.File
+	// PidsMax is the open file that bounds how many processes and threads may be
+	// in one of Groups; nil: that cannot be bounded.
+	PidsMax *os.File
 }
 
 // New makes a Server.

@@ -21,6 +21,7 @@ type Machine struct {
 	Entropy  []byte          `json:"entropy,omitempty"` // seeds the kernel's random numbers, at most 4096 bytes
 	Hostname string          `json:"hostname,omitempty"`
 	Network  *MachineNetwork `json:"network,omitempty"`
+	Pids     int             `json:"pids,omitempty"` // bounds processes and threads, the agent being one; 0: the bound stays
 }
 
 // MachineNetwork is the one network interface of a machine, eth0.

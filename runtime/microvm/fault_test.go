@@ -90,7 +90,7 @@ func TestTheOwnersDeathAtAnyStepOfASnapshotLosesNothing(t *testing.T) {
 		if got := sh(t, r, s.ID, fmt.Sprintf("echo %d >> /mark; cat /mark | wc -l", i)); got != fmt.Sprintf("%d\n", i+2) {
 			t.Errorf("after the owner died at %q the sandbox has %q lines", step, got)
 		}
-		whole := i >= len(snapshotSteps)-2
+		whole := i == len(snapshotSteps)-1
 		_, err := os.Stat(filepath.Join(state, "microvm.json"))
 		if whole != (err == nil) {
 			t.Errorf("at %q: is there a manifest? %v", step, err)

@@ -87,7 +87,7 @@ func (r *Runtime) settleIn(ctx context.Context, rec *record, v *vm) error {
 	if err != nil {
 		return err
 	}
-	if err := v.identify(ctx, rec.Spec, mtu); err != nil {
+	if err := v.identify(ctx, rec.Spec, rec.Resources.Pids, mtu); err != nil {
 		return fmt.Errorf("tell the guest who it is: %w", err)
 	}
 	rec.Process, rec.Tap = v.machine.Process(), v.tap

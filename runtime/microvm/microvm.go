@@ -63,7 +63,7 @@ type Config struct {
 	// little left.
 	Overcommit float64
 	// Defaults fills the zero fields of a spec's Resources. Its own zero fields
-	// mean: 1 GiB of memory, 10 GiB of disk, 1 CPU.
+	// mean: 1 GiB of memory, 10 GiB of disk, 4096 processes, 1 CPU.
 	Defaults sandbox.Resources
 	// Log receives what happens; nil discards it.
 	Log *slog.Logger
@@ -139,7 +139,7 @@ func (cfg *Config) fill() {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	cfg.Defaults = cfg.Defaults.Or(sandbox.Resources{CPUs: 1, Memory: 1 << 30, Disk: 10 << 30})
+	cfg.Defaults = cfg.Defaults.Or(sandbox.Resources{CPUs: 1, Memory: 1 << 30, Disk: 10 << 30, Pids: 4096})
 }
 
 // open does the part of New that needs the directory's lock.
@@ -164,8 +164,9 @@ func (r *Runtime) open(ctx context.Context) error {
 func (r *Runtime) Name() string { return Name }
 
 // Capabilities says what machines can do. Mounts are not among it: a directory of
-// the host cannot be shared with a machine that may be frozen and copied. Nor is
-// a limit of processes: they are a matter of the guest's own kernel.
+// the host cannot be shared with a machine that may be frozen and copied. The limit
+// of processes is held by the guest's own kernel: root inside can lift it, and
+// meets the limits of memory and processors.
 func (r *Runtime) Capabilities() sandbox.Capabilities {
 	return sandbox.Capabilities{
 		Isolation:  sandbox.IsolationMachine,
@@ -178,6 +179,7 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 		CPULimit:   true,
 		MemLimit:   true,
 		DiskLimit:  true,
+		PidsLimit:  true,
 		Persistent: true,
 	}
 }

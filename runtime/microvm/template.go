@@ -299,7 +299,7 @@ func (v *vm) warmUp(ctx context.Context) error {
 		spec.Link = nil
 	}
 	for range warmUpRounds {
-		if err := v.identify(ctx, spec, 0); err != nil {
+		if err := v.identify(ctx, spec, 0, 0); err != nil {
 			return err
 		}
 		_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without

@@ -242,10 +242,11 @@ func (v *vm) maker() *guest.Client {
 }
 
 // identify tells the guest who it is: what it was copied from has the same random
-// numbers, an old clock, and another's name and address.
-func (v *vm) identify(ctx context.Context, spec sandbox.Spec, mtu int) error {
+// numbers, an old clock, and another's name and address; and how many processes
+// there may be, which only its own kernel can count.
+func (v *vm) identify(ctx context.Context, spec sandbox.Spec, pids, mtu int) error {
 	now := time.Now()
-	in := wire.Machine{Time: &now, Entropy: make([]byte, 64), Hostname: spec.Hostname}
+	in := wire.Machine{Time: &now, Entropy: make([]byte, 64), Hostname: spec.Hostname, Pids: pids}
 	_, _ = rand.Read(in.Entropy) // never fails since Go 1.24
 	if in.Hostname == "" {
 		in.Hostname = spec.ID

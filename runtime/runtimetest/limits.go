@@ -14,6 +14,7 @@ var limitTests = []test{
 	{"processes are limited", func(c sandbox.Capabilities) bool { return c.PidsLimit }, testPidsLimit},
 	{"a fork bomb harms nobody else", func(c sandbox.Capabilities) bool { return c.PidsLimit }, testForkBomb},
 	{"CPU is limited", func(c sandbox.Capabilities) bool { return c.CPULimit }, testCPULimit},
+	{"network traffic is limited", canNetwork, testRateLimit},
 }
 
 // testMemoryLimit lets a command take more than the limit. The command may be
