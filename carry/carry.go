@@ -87,6 +87,7 @@ func New(cfg Config) *Carrier {
 	c.mux.HandleFunc("POST /carry/v1/sessions/{id}/missing", c.serveMissing)
 	c.mux.HandleFunc("PUT /carry/v1/sessions/{id}/chunks/{chunk}", c.serveChunk)
 	c.mux.HandleFunc("POST /carry/v1/sessions/{id}/commit", c.serveCommit)
+	c.mux.HandleFunc("POST "+streamPath, c.serveStream)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
 	return c

@@ -16,11 +16,13 @@ type known struct {
 	trees   recent[*transfer.Tree]
 	indexes recent[*transfer.Index]
 	warming map[chunk.ID]chan struct{} // indexes that are being built; closed when they are there
+	theirs  map[string]*recent[bool]   // by peer: files that it had when it was asked last, or was sent
 }
 
 const (
 	keptTrees   = 256
 	keptIndexes = 4
+	keptTheirs  = 1024    // of each peer
 	maxIndexed  = 1 << 30 // bytes of a file whose index is kept, which takes 1/16 of that
 )
 
@@ -108,4 +110,27 @@ func (k *known) warm(ctx context.Context, id chunk.ID, path string) {
 			k.indexes.put(id, x, keptIndexes)
 		}
 	}()
+}
+
+// of returns whether a peer is taken to have a file. It may be wrong: files are removed.
+func (k *known) of(peer string) func(chunk.ID) bool {
+	return func(id chunk.ID) bool {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		r := k.theirs[peer]
+		return r != nil && r.values[id]
+	}
+}
+
+// note remembers that a peer has a file, or has not.
+func (k *known) note(peer string, id chunk.ID, has bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.theirs == nil {
+		k.theirs = make(map[string]*recent[bool])
+	}
+	if k.theirs[peer] == nil {
+		k.theirs[peer] = &recent[bool]{}
+	}
+	k.theirs[peer].put(id, has, keptTheirs)
 }

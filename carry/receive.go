@@ -67,27 +67,30 @@ func (c *Carrier) serveOffer(w http.ResponseWriter, r *http.Request) {
 		peer.Fail(w, sandbox.E(op, sandbox.Invalid, o.ID, err))
 		return
 	}
-	have, err := c.have(o)
+	_, t, err := c.consider(r.Context(), o)
 	if err != nil {
 		peer.Fail(w, err)
 		return
 	}
-	if have {
-		peer.Answer(w, terms{Have: true})
-		return
+	peer.Answer(w, t)
+}
+
+// consider finds out what is to be sent of an offer that makes sense; there is a session unless the whole is here.
+func (c *Carrier) consider(ctx context.Context, o offer) (*session, terms, error) {
+	have, err := c.have(o)
+	if err != nil || have {
+		return nil, terms{Have: have}, err
 	}
-	s := c.newSession(peer.From(r.Context()).ID, o)
-	if err := c.room(s); err != nil {
+	s := c.newSession(peer.From(ctx).ID, o)
+	err = c.room(s)
+	if err == nil {
+		err = c.keep(s)
+	}
+	if err != nil {
 		s.close()
-		peer.Fail(w, err)
-		return
+		return nil, terms{}, err
 	}
-	if err := c.keep(s); err != nil {
-		s.close()
-		peer.Fail(w, err)
-		return
-	}
-	peer.Answer(w, terms{Session: s.id, Staged: c.cfg.Stage.Used() > 0, Files: s.terms})
+	return s, terms{Session: s.id, Staged: c.cfg.Stage.Used() > 0, Files: s.terms}, nil
 }
 
 // have reports whether what is offered is here, and fails when it cannot be taken.
@@ -288,19 +291,31 @@ func (c *Carrier) serveCommit(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m, err := c.readCommit(r)
+	var parts []*chunk.Part
 	if err == nil {
-		err = c.rebuild(r.Context(), s, m)
+		parts, err = s.parts(m)
 	}
-	if have, _ := c.have(s.offer); have {
-		err = nil // it came another way meanwhile
+	if err == nil {
+		err = c.rebuild(r.Context(), s, func(i int) io.Reader { return chunk.NewReader(r.Context(), c.cfg.Stage, *parts[i]) })
 	}
-	if err != nil {
-		c.cfg.Log.Warn("a push failed at its end", "kind", s.offer.Kind, "id", s.offer.ID, "error", err)
-		peer.Fail(w, err)
+	if !c.settle(w, s, err) {
 		return
 	}
 	c.finish(s, m)
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// settle answers with what went wrong, if anything did, and reports whether all is well.
+func (c *Carrier) settle(w http.ResponseWriter, s *session, err error) bool {
+	if err == nil {
+		return true
+	}
+	if have, _ := c.have(s.offer); have {
+		return true // it came another way meanwhile
+	}
+	c.cfg.Log.Warn("a push failed at its end", "kind", s.offer.Kind, "id", s.offer.ID, "error", err)
+	peer.Fail(w, err)
+	return false
 }
 
 // readCommit reads the manifest and stages the chunks that come with it.
@@ -355,8 +370,8 @@ func readSized(r *bufio.Reader, limit int) ([]byte, error) {
 	return p, err
 }
 
-// rebuild makes the files of an offer and commits them.
-func (c *Carrier) rebuild(ctx context.Context, s *session, m chunk.Manifest) error {
+// parts returns those of a manifest by the file that they are of.
+func (s *session) parts(m chunk.Manifest) ([]*chunk.Part, error) {
 	parts := make([]*chunk.Part, len(s.offer.Files))
 	next := 0
 	for i := range s.offer.Files {
@@ -364,40 +379,46 @@ func (c *Carrier) rebuild(ctx context.Context, s *session, m chunk.Manifest) err
 			continue
 		}
 		if next == len(m.Parts) || m.Parts[next].Name != fmt.Sprintf("%05d", i) {
-			return sandbox.Errorf("carry.Commit", sandbox.Invalid, s.offer.ID, "the manifest is about other files")
+			return nil, sandbox.Errorf("carry.Commit", sandbox.Invalid, s.offer.ID, "the manifest is about other files")
 		}
 		parts[i] = &m.Parts[next]
 		next++
 	}
 	if next != len(m.Parts) {
-		return sandbox.Errorf("carry.Commit", sandbox.Invalid, s.offer.ID, "the manifest is about more files")
+		return nil, sandbox.Errorf("carry.Commit", sandbox.Invalid, s.offer.ID, "the manifest is about more files")
 	}
+	return parts, nil
+}
+
+// rebuild makes the files of an offer and commits them. delta is called once for each file that is not held: those of a
+// snapshot's state in order, then the root.
+func (c *Carrier) rebuild(ctx context.Context, s *session, delta func(i int) io.Reader) error {
 	if s.offer.Kind == Image {
-		return c.rebuildImage(ctx, s, parts[0])
+		return c.rebuildImage(ctx, s, delta)
 	}
-	return c.rebuildSnapshot(ctx, s, parts)
+	return c.rebuildSnapshot(ctx, s, delta)
 }
 
 // fillRoot returns how the root of a session is made; nil when it is here.
-func (c *Carrier) fillRoot(s *session, p *chunk.Part) func(context.Context, string) error {
-	if p == nil {
+func (c *Carrier) fillRoot(s *session, delta func(int) io.Reader) func(context.Context, string) error {
+	if s.terms[0].Held {
 		return nil
 	}
-	return func(ctx context.Context, path string) error { return c.decode(ctx, s, 0, p, path) }
+	return func(ctx context.Context, path string) error { return c.decode(ctx, s, 0, delta(0), path) }
 }
 
-func (c *Carrier) rebuildImage(ctx context.Context, s *session, p *chunk.Part) error {
+func (c *Carrier) rebuildImage(ctx context.Context, s *session, delta func(int) io.Reader) error {
 	i, err := s.offer.image()
 	if err != nil {
 		return err
 	}
-	return c.cfg.Images.Receive(ctx, i.Root.Digest, c.fillRoot(s, p), func(root sandbox.Root) error {
+	return c.cfg.Images.Receive(ctx, i.Root.Digest, c.fillRoot(s, delta), func(root sandbox.Root) error {
 		_, err := c.cfg.Images.Adopt(i, root)
 		return err
 	})
 }
 
-func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, parts []*chunk.Part) error {
+func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, delta func(int) io.Reader) error {
 	m, err := s.offer.snapshot()
 	if err != nil {
 		return err
@@ -407,12 +428,12 @@ func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, parts []*chun
 		return err
 	}
 	for i := 1; i < len(s.offer.Files); i++ {
-		if err := c.state(ctx, s, i, parts[i], d.Dir); err != nil {
+		if err := c.state(ctx, s, i, delta, d.Dir); err != nil {
 			return errors.Join(err, d.Abort())
 		}
 	}
 	committed := false
-	err = c.cfg.Images.Receive(ctx, m.Spec.Root.Digest, c.fillRoot(s, parts[0]), func(root sandbox.Root) error {
+	err = c.cfg.Images.Receive(ctx, m.Spec.Root.Digest, c.fillRoot(s, delta), func(root sandbox.Root) error {
 		local, err := node.Localize(m, root)
 		if err == nil {
 			committed = true // or aborted
@@ -427,15 +448,15 @@ func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, parts []*chun
 }
 
 // state makes one file of a snapshot.
-func (c *Carrier) state(ctx context.Context, s *session, i int, p *chunk.Part, dir string) error {
+func (c *Carrier) state(ctx context.Context, s *session, i int, delta func(int) io.Reader, dir string) error {
 	const op = "carry.Commit"
 	f := s.offer.Files[i]
 	path := filepath.Join(dir, filepath.FromSlash(f.Name[len(statePrefix):])) // snapshot.Decode has seen that it stays within
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fail(op, f.Name, diskKind(err), err)
 	}
-	if p != nil {
-		return c.decode(ctx, s, i, p, path)
+	if !s.terms[i].Held {
+		return c.decode(ctx, s, i, delta(i), path)
 	}
 	if err := link(s.here[i], path); err != nil {
 		return fail(op, f.Name, diskKind(err), err)
@@ -444,7 +465,7 @@ func (c *Carrier) state(ctx context.Context, s *session, i int, p *chunk.Part, d
 }
 
 // decode rebuilds a file from its delta. Its digest is compared where it is committed.
-func (c *Carrier) decode(ctx context.Context, s *session, i int, p *chunk.Part, path string) error {
+func (c *Carrier) decode(ctx context.Context, s *session, i int, delta io.Reader, path string) error {
 	const op = "carry.Commit"
 	f := s.offer.Files[i]
 	var base transfer.Image
@@ -459,7 +480,12 @@ func (c *Carrier) decode(ctx context.Context, s *session, i int, p *chunk.Part, 
 	if b := s.terms[i].Base; b != nil {
 		o.Base = c.known.tree(*b)
 	}
-	res, err := transfer.DecodeFile(ctx, chunk.NewReader(ctx, c.cfg.Stage, *p), base, path, o)
+	res, err := transfer.DecodeFile(ctx, delta, base, path, o)
+	if err == nil {
+		if n, _ := io.Copy(io.Discard, delta); n > 0 {
+			err = transfer.ErrCorrupt
+		}
+	}
 	if err != nil {
 		return fail(op, f.Name, diskKind(err), err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,17 +141,20 @@ func (c *Carrier) push(ctx context.Context, it *item, link func(context.Context)
 	began := time.Now()
 	var wire, last int64
 	moved := began // when something got through
+	streamed := false
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		l, err := link(ctx)
 		var res Result
+		var s *sending
 		if err == nil {
-			s := &sending{c: c, it: it, link: l, report: report, began: began}
+			s = &sending{c: c, it: it, link: l, report: report, began: began}
 			s.wire.Store(wire)
-			res, err = s.run(ctx)
+			res, err = s.run(ctx, &streamed)
 			wire = s.wire.Load()
 		}
 		if err == nil {
 			res.Wire, res.Took = wire, time.Since(began)
+			s.remember(res)
 			return res, nil
 		}
 		if wire > last {
@@ -193,10 +197,28 @@ type heldChunk struct {
 
 func (s *sending) path(rest string) string { return "/carry/v1/sessions/" + s.terms.Session + rest }
 
-func (s *sending) run(ctx context.Context) (Result, error) {
+// run sends the item, in a stream unless one was tried before.
+func (s *sending) run(ctx context.Context, streamed *bool) (Result, error) {
 	res := Result{ID: s.it.ID, Size: s.it.size()}
-	if err := s.link.Call(ctx, http.MethodPost, "/carry/v1/offers", s.it.offer, &s.terms); err != nil {
-		return res, err
+	stop := s.watch()
+	defer stop()
+	if a, ok := s.assume(); ok && !*streamed {
+		*streamed = true
+		if done, err := s.stream(ctx, a, &res); done || err != nil {
+			return res, err
+		}
+		s.read.Store(0)
+		s.done.Store(0)
+		for i, t := range s.terms.Files { // what was wrong is not assumed again
+			if b := a.Terms[i].Base; b != nil && !t.equal(a.Terms[i]) {
+				s.c.known.note(s.link.Peer.ID, *b, false)
+			}
+		}
+	}
+	if s.terms.Session == "" {
+		if err := s.link.Call(ctx, http.MethodPost, "/carry/v1/offers", s.it.offer, &s.terms); err != nil {
+			return res, err
+		}
 	}
 	if s.terms.Have {
 		res.Held = res.Size
@@ -205,8 +227,9 @@ func (s *sending) run(ctx context.Context) (Result, error) {
 	if len(s.terms.Files) != len(s.it.Files) {
 		return res, sandbox.Errorf("carry.Push", sandbox.Unavailable, s.it.ID, "the node answers about other files")
 	}
-	stop := s.watch()
-	defer stop()
+	for i, t := range s.terms.Files {
+		s.c.known.note(s.link.Peer.ID, s.it.Files[i].Digest, t.Held)
+	}
 	m := chunk.Manifest{Kind: "delta", Created: time.Unix(0, 0)}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -241,20 +264,43 @@ func (s *sending) cause(ctx context.Context, err error) error {
 	return fail("carry.Push", s.it.ID, sandbox.Internal, err)
 }
 
-// file sends one file as a delta.
+// remember notes what the peer has now, and prepares for the next version of it.
+func (s *sending) remember(res Result) {
+	for i, f := range s.it.Files {
+		s.c.known.note(s.link.Peer.ID, f.Digest, true)
+		sent := slices.ContainsFunc(res.Files, func(r FileResult) bool { return r.Name == f.Name })
+		if sent && f.Size >= warmSize {
+			s.c.known.warm(s.c.life, f.Digest, s.it.paths[i])
+		}
+	}
+}
+
+// file sends one file as a delta in chunks.
 func (s *sending) file(ctx context.Context, i int) (chunk.Part, FileResult, error) {
+	cut := &cutter{s: s, ctx: ctx, whole: blake3.New(), part: chunk.Part{Name: fmt.Sprintf("%05d", i)}}
+	fr, err := s.encode(ctx, i, nil, cut)
+	if err == nil {
+		err = cut.flush()
+	}
+	cut.whole.Sum(cut.part.Digest[:0])
+	return cut.part, fr, err
+}
+
+// encode writes one file's delta. It fails with errTooMuch when that is predicted to take more bytes than limit, from which it
+// is subtracted, unless that is nil.
+func (s *sending) encode(ctx context.Context, i int, limit *int64, w io.Writer) (FileResult, error) {
 	f, base := s.it.Files[i], s.terms.Files[i].Base
 	fr := FileResult{Name: f.Name, Size: f.Size}
 	next, closeNext, err := transfer.OpenImage(s.it.paths[i])
 	if err != nil {
-		return chunk.Part{}, fr, sandbox.E("carry.Push", sandbox.NotFound, f.Name, err)
+		return fr, sandbox.E("carry.Push", sandbox.NotFound, f.Name, err)
 	}
 	defer closeNext.Close()
 	var old transfer.Image
 	if base != nil {
 		path, ok := s.it.bases[*base]
 		if !ok {
-			return chunk.Part{}, fr, sandbox.Errorf("carry.Push", sandbox.Unavailable, f.Name, "the node asks for a base that was not offered")
+			return fr, sandbox.Errorf("carry.Push", sandbox.Unavailable, f.Name, "the node asks for a base that was not offered")
 		}
 		image, closeOld, err := transfer.OpenImage(path)
 		if err == nil {
@@ -262,46 +308,42 @@ func (s *sending) file(ctx context.Context, i int) (chunk.Part, FileResult, erro
 			old = image
 		} // else it was removed since: everything is sent
 	}
-	o, err := s.options(ctx, base, old, next)
+	o, predicted, err := s.options(ctx, base, old, next)
 	if err != nil {
-		return chunk.Part{}, fr, err
+		return fr, err
+	}
+	if limit != nil {
+		if *limit -= predicted; *limit < 0 {
+			return fr, errTooMuch
+		}
 	}
 	next.At = &counted{next.At, &s.read}
-	cut := &cutter{s: s, ctx: ctx, whole: blake3.New(), part: chunk.Part{Name: fmt.Sprintf("%05d", i)}}
-	stats, err := transfer.Encode(ctx, cut, old, next, o)
-	if err == nil {
-		err = cut.flush()
-	}
-	if err != nil {
-		return chunk.Part{}, fr, err
-	}
-	cut.whole.Sum(cut.part.Digest[:0])
+	stats, err := transfer.Encode(ctx, w, old, next, o)
 	fr.Wire, fr.Method = stats.Written, stats.Method.String()
-	if f.Size >= warmSize {
-		s.c.known.warm(s.c.life, f.Digest, s.it.paths[i])
-	}
-	return cut.part, fr, nil
+	return fr, err
 }
 
-// options chooses the method by what a sample of the file predicts, on the link as it was measured last.
-func (s *sending) options(ctx context.Context, base *chunk.ID, old, next transfer.Image) (transfer.Options, error) {
+// options chooses the method by what a sample of the file predicts, on the link as it was measured last, and returns how many
+// bytes it makes by that.
+func (s *sending) options(ctx context.Context, base *chunk.ID, old, next transfer.Image) (transfer.Options, int64, error) {
 	if old.At == nil {
-		return transfer.Options{Method: transfer.Whole}, nil
+		return transfer.Options{Method: transfer.Whole}, next.Size, nil
 	}
 	index, err := s.c.known.index(ctx, *base, old)
 	if err != nil {
-		return transfer.Options{}, err
+		return transfer.Options{}, 0, err
 	}
 	sample, err := transfer.Sample(ctx, old, next, index)
 	if err != nil {
-		return transfer.Options{}, err
+		return transfer.Options{}, 0, err
 	}
 	link := transfer.Link{Bandwidth: s.c.meter.Link().Bandwidth}
-	o := transfer.Options{Method: transfer.Predicted.Choose(sample, link, transfer.DefaultMachine(cores())), Index: index}
+	best := transfer.Predict(sample, link, transfer.DefaultMachine(cores()))[0]
+	o := transfer.Options{Method: best.Method, Index: index}
 	if o.Method == transfer.Whole {
 		o.Index = nil
 	}
-	return o, nil
+	return o, best.Bytes, nil
 }
 
 // counted tells how far an image is read.

@@ -180,6 +180,9 @@ func (l *Link) Flows() (n int) {
 	return n
 }
 
+// Steady reports whether a single connection keeps its speed when packets are lost at random.
+func (l *Link) Steady() bool { return tuning().Congestion != "" }
+
 func (l *Link) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -15,12 +15,14 @@ type Similarity struct {
 	Zero    float64
 	Moved   float64 // found elsewhere in the base, moved by whole pages
 	Shifted float64 // found elsewhere in the base, moved by any other distance
+	Patched float64 // found in the base but for a few bytes
 	Novel   float64 // the rest
 	Empty   float64 // zero, whether the base has that too or not; not part of the sum
 	// By how much bytes shrink when they are compressed, from 0 (to nothing) to 1 (not at all).
 	Plain float64 // novel ones by themselves
 	Alike float64 // novel ones with similar pages of the base
 	All   float64 // all that are not zero, by themselves
+	Patch float64 // patched ones, to what is different
 }
 
 // Changed returns the fraction of the image's bytes that are not equal at the same offset.
@@ -65,6 +67,7 @@ func Predict(s Similarity, l Link, m Machine) []Estimate {
 	filled := size * (1 - s.Empty)
 	moved := func(part float64) float64 { return size * part / pageSize * mapBytes }
 	shifted := size * s.Shifted
+	changed := size * s.Patched * s.Patch
 	seconds := func(bytes, speed float64) float64 { return bytes / max(speed, 1) }
 	index := func(speeds ...float64) (t float64) {
 		if !s.Indexed {
@@ -80,8 +83,8 @@ func Predict(s Similarity, l Link, m Machine) []Estimate {
 		bytes, cpu float64
 		first      float64 // seconds before anything can be sent
 	}{
-		{Delta, novel*s.Alike + moved(s.Moved+s.Shifted), scan + seconds(novel+shifted, m.Anchor) + seconds(novel, m.Better), index(m.Index, m.Anchor)},
-		{Dedup, (novel+shifted)*s.Plain + moved(s.Moved), scan + seconds(novel+shifted, m.Fast), index(m.Index)},
+		{Delta, novel*s.Alike + changed + moved(s.Moved+s.Shifted), scan + seconds(novel+shifted, m.Anchor) + seconds(novel, m.Better), index(m.Index, m.Anchor)},
+		{Dedup, (novel+shifted)*s.Plain + changed + moved(s.Moved), scan + seconds(novel+shifted, m.Fast), index(m.Index)},
 		{Whole, filled * s.All, scan + seconds(filled, m.Fast), 0},
 	}
 	var list []Estimate

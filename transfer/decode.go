@@ -110,6 +110,8 @@ type decoder struct {
 	buf   *[segmentSize]byte // nil before its first byte
 	at    int64              // how far the image is
 	fresh bool               // something in it is not the same as in the base
+
+	patches []patch // of the group's units that are yet to come
 }
 
 // groups decodes all groups.
@@ -155,6 +157,7 @@ func (d *decoder) group(first int64, r *record) error {
 	if err != nil {
 		return err
 	}
+	d.patches = g.patches
 	for _, run := range g.runs {
 		if err := d.hashing.ctx.Err(); err != nil {
 			return context.Cause(d.hashing.ctx)
@@ -215,6 +218,14 @@ func (d *decoder) run(r run, data []byte) ([]byte, error) {
 		case moved, shifted:
 			if err := d.base.read(piece, r.from); err != nil {
 				return nil, err
+			}
+		case patched: // runs of them are whole units, and segments are too
+			if err := d.base.read(piece, r.from); err != nil {
+				return nil, err
+			}
+			for at := 0; at < len(piece); at += d.unit {
+				d.patches[0].apply(piece[at : at+d.unit])
+				d.patches = d.patches[1:]
 			}
 		case zero:
 			clear(piece)

@@ -22,7 +22,7 @@ func TestADeltaMakesTheNewImageOfItsBase(t *testing.T) {
 				}
 				o.Method = m
 				delta, s := encodePair(t, p, o)
-				if sum := s.Same + s.Zero + s.Moved + s.Earlier + s.Literal; sum != (int64(len(p.next))+pageSize-1)/pageSize*pageSize {
+				if sum := s.Same + s.Zero + s.Moved + s.Earlier + s.Patched + s.Literal; sum != (int64(len(p.next))+pageSize-1)/pageSize*pageSize {
 					t.Errorf("%s, %s: %d bytes are accounted for, of %d", p.name, m, sum, len(p.next))
 				}
 				decodesTo(t, p, delta)

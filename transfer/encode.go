@@ -59,6 +59,7 @@ type Options struct {
 type Stats struct {
 	Method                     Method
 	Same, Zero, Moved, Earlier int64 // found in the base at the same offset, zero, found elsewhere in the base, in the new image
+	Patched                    int64 // found in the base but for a few bytes
 	Literal                    int64
 	Dictionary                 int64 // bytes of all dictionaries
 	Groups                     int

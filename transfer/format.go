@@ -23,7 +23,7 @@ import (
 const (
 	magic        = "ATLD"
 	magicEnd     = "DLTA"
-	version      = 1
+	version      = 2
 	trailerSize  = 4 + len(magicEnd)
 	maxHeader    = len(magic) + 2 + 255
 	maxFooter    = 64 << 20

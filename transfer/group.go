@@ -13,7 +13,8 @@ type group struct {
 	first    int64 // the number of its first unit
 	units    int64
 	runs     []run
-	literals int64 // units
+	literals int64   // units
+	patches  []patch // of the patched units, in order
 	// The dictionary, in this order: pages of the new image before the group, then pages of the base.
 	fromNew, fromBase []span
 }
@@ -47,7 +48,7 @@ func (g *group) add(k kind, from int64, unit int) {
 }
 
 // refers reports whether a run of the kind has an offset.
-func (k kind) refers() bool { return k == moved || k == shifted || k == earlier }
+func (k kind) refers() bool { return k == moved || k == shifted || k == earlier || k == patched }
 
 // appendMap encodes runs and dictionary. All of what has the same meaning lies together, for the sake of compression.
 // Offsets are relative to where the unit itself lies, and that to the run before: what moved together is 0.
@@ -75,12 +76,18 @@ func (g *group) appendMap(b []byte, unit int) []byte {
 			end = s.first + s.pages
 		}
 	}
+	for _, p := range g.patches {
+		b = append(b, p.changes...)
+	}
+	for _, p := range g.patches {
+		b = append(b, p.data...)
+	}
 	return b
 }
 
 // step is what offsets of a run of the kind are multiples of.
 func (k kind) step(unit int) int64 {
-	if k == shifted {
+	if k == shifted || k == patched {
 		return 1
 	}
 	return int64(unit)
@@ -104,7 +111,7 @@ func (g *group) parseMap(b []byte, l layout) error {
 	c := cursor{b: b}
 	n := c.count(maxGroupUnits)
 	g.runs = slices.Grow(g.runs[:0], min(n, len(b)))
-	units, literals := int64(0), int64(0)
+	var units, literals, changed int64
 	for range n {
 		v := c.uvarint()
 		r := run{kind: kind(v % uint64(kinds)), units: int64(min(v/uint64(kinds), maxGroupUnits)) + 1}
@@ -113,6 +120,9 @@ func (g *group) parseMap(b []byte, l layout) error {
 		}
 		if r.kind == literal {
 			literals += r.units
+		}
+		if r.kind == patched {
+			changed += r.units
 		}
 		g.runs = append(g.runs, r)
 	}
@@ -139,6 +149,7 @@ func (g *group) parseMap(b []byte, l layout) error {
 	}
 	g.fromNew = c.spans(g.fromNew[:0], end, &pages)
 	g.fromBase = c.spans(g.fromBase[:0], (l.base+pageSize-1)/pageSize, &pages)
+	g.patches = c.patches(changed, l.unit)
 	if c.err == nil && len(c.b) > 0 {
 		return c.fail("something follows the map")
 	}
@@ -157,6 +168,8 @@ func (r run) within(at int64, l layout) bool {
 		return r.from >= 0 && r.from%int64(l.unit) == 0 && r.from+size <= l.base+part
 	case shifted:
 		return r.from >= 0 && r.from+size <= l.base
+	case patched:
+		return r.from >= 0 && r.from+size <= l.base && at+size <= l.next
 	case earlier:
 		return !l.baseOnly && r.from >= 0 && r.from+int64(l.unit) <= at
 	}

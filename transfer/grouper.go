@@ -16,6 +16,7 @@ type grouper struct {
 	group *cutGroup
 	// Pages that literals of the group have something in common with, and how much.
 	voteBase, voteNew map[int64]int
+	patches           int           // bytes of the group's
 	fresh             []freshAnchor // of the group's literals
 }
 
@@ -37,6 +38,7 @@ func (g *grouper) start(first int64) {
 	g.group = &cutGroup{group: group{first: first}}
 	clear(g.voteBase)
 	clear(g.voteNew)
+	g.patches = 0
 }
 
 // add takes the next segment.
@@ -56,6 +58,10 @@ func (g *grouper) add(s *scanned) error {
 			g.group.data = append(g.group.data, unit...)
 			g.vote(p, at)
 		}
+		if p.kind == patched {
+			g.group.patches = append(g.group.patches, p.patch)
+			g.patches += len(p.patch.changes) + len(p.patch.data)
+		}
 		if g.full() {
 			if err := g.flush(); err != nil {
 				return err
@@ -69,7 +75,7 @@ func (g *grouper) add(s *scanned) error {
 // megabytes of it and of the literals together, and what falls out is not found.
 func (g *grouper) full() bool {
 	dictionary := (len(g.voteBase) + len(g.voteNew)) * pageSize
-	return len(g.group.data) == g.e.frame || g.group.units == maxGroupUnits ||
+	return len(g.group.data) == g.e.frame || g.group.units == maxGroupUnits || g.patches >= maxGroupPatches ||
 		len(g.group.data)+dictionaryWeight*dictionary >= g.e.frame+g.e.frame/2
 }
 
@@ -123,7 +129,7 @@ func (g *grouper) vote(p *place, at int64) {
 
 func (g *grouper) count(k kind) {
 	s := &g.e.stats
-	*[kinds]*int64{same: &s.Same, zero: &s.Zero, moved: &s.Moved, shifted: &s.Moved, earlier: &s.Earlier, literal: &s.Literal}[k] += int64(g.e.unit)
+	*[kinds]*int64{same: &s.Same, zero: &s.Zero, moved: &s.Moved, shifted: &s.Moved, earlier: &s.Earlier, literal: &s.Literal, patched: &s.Patched}[k] += int64(g.e.unit)
 }
 
 // flush cuts the group, if it has anything.

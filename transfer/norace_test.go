@@ -54,7 +54,7 @@ func TestASamplePredictsWhatEncodingMakes(t *testing.T) {
 		if err != nil {
 			t.Fatal(p.name, err)
 		}
-		if sum := s.Same + s.Zero + s.Moved + s.Shifted + s.Novel; sum < 0.999 || sum > 1.001 {
+		if sum := s.Same + s.Zero + s.Moved + s.Shifted + s.Patched + s.Novel; sum < 0.999 || sum > 1.001 {
 			t.Errorf("%s: fractions add up to %f: %+v", p.name, sum, s)
 		}
 		if p.name == "repeats itself" { // a sample knows nothing of that

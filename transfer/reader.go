@@ -39,6 +39,7 @@ type frame struct {
 	group  *group
 	starts []int64 // for each run of the group, the number of its first unit
 	lits   []int64 // and how many literals come before it
+	fixes  []int64 // and how many patched units
 	data   []byte
 	err    error
 }
@@ -177,6 +178,14 @@ func (r *Reader) some(p []byte, off int64) (int, error) {
 		return len(p), r.base.read(p, off)
 	case moved, shifted:
 		return len(p), r.base.read(p, run.from+in)
+	case patched:
+		unit := make([]byte, r.unit)
+		begin := in / int64(r.unit) * int64(r.unit)
+		if err := r.base.read(unit, run.from+begin); err != nil {
+			return 0, err
+		}
+		f.group.patches[f.fixes[i]+in/int64(r.unit)].apply(unit)
+		return copy(p, unit[in-begin:]), nil
 	case literal:
 		copy(p, f.data[f.lits[i]*int64(r.unit)+in:])
 	default: // earlier is refused by parseMap
@@ -230,11 +239,14 @@ func (r *Reader) load(f *frame) error {
 		return err
 	}
 	f.group = g
-	unit, lits := at.first, int64(0)
+	unit, lits, fixes := at.first, int64(0), int64(0)
 	for _, run := range g.runs {
-		f.starts, f.lits = append(f.starts, unit), append(f.lits, lits)
+		f.starts, f.lits, f.fixes = append(f.starts, unit), append(f.lits, lits), append(f.fixes, fixes)
 		if unit += run.units; run.kind == literal {
 			lits += run.units
+		}
+		if run.kind == patched {
+			fixes += run.units
 		}
 	}
 	return nil

@@ -47,7 +47,10 @@ func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, er
 		return s, nil
 	}
 	part := func(k kind) float64 { return float64(t.found[k]) / float64(total) }
-	s.Same, s.Zero, s.Moved, s.Shifted, s.Novel = part(same), part(zero), part(moved), part(shifted), part(literal)
+	s.Same, s.Zero, s.Moved, s.Shifted, s.Patched, s.Novel = part(same), part(zero), part(moved), part(shifted), part(patched), part(literal)
+	if n := t.found[patched]; n > 0 {
+		s.Patch = float64(t.patches) / float64(n*pageSize)
+	}
 	s.Empty = float64(t.empty) / float64(total)
 	return s, t.ratios(&s)
 }
@@ -55,11 +58,12 @@ func Sample(ctx context.Context, base, next Image, index *Index) (Similarity, er
 // A trial scans the blocks of a sample.
 type trial struct {
 	scanner
-	found [kinds]int // pages
-	empty int        // pages
-	novel []byte     // some of the literals
-	all   []byte     // one page of each block, unless it is zero
-	votes map[int64]int
+	found   [kinds]int // pages
+	empty   int        // pages
+	patches int        // bytes of patches
+	novel   []byte     // some of the literals
+	all     []byte     // one page of each block, unless it is zero
+	votes   map[int64]int
 }
 
 // block scans one block of the sample.
@@ -82,6 +86,7 @@ func (t *trial) block(off int64) error {
 	taken := false
 	for i, p := range places {
 		t.found[p.kind]++
+		t.patches += len(p.patch.changes) + len(p.patch.data)
 		page := data[i*pageSize : (i+1)*pageSize]
 		if isZero(page) {
 			t.empty++

@@ -12,6 +12,7 @@ const (
 	shifted             // the base, at any offset
 	earlier             // the new image, at an earlier unit
 	literal             // the literals of the group
+	patched             // the base, at any offset, but for a few bytes
 	kinds
 )
 
@@ -20,6 +21,8 @@ type place struct {
 	kind kind
 	from int64 // offset in the base or in the new image; unused for zero and literal
 	hash uint64
+	// For a patched page, what is different.
+	patch patch
 	// For a literal page, what it has in common with others.
 	anchors []anchor
 	votes   []int64 // offsets of pages in the base, one for each anchor found there
@@ -89,7 +92,11 @@ func (s *scanner) compare(data, old []byte, off int64) (places []place, equal bo
 			places = append(places, place{kind: zero})
 			continue
 		}
-		found, err := f.find(page)
+		var beside []byte
+		if inBase && at+pageSize <= s.base.Size {
+			beside = old[p : p+pageSize]
+		}
+		found, err := f.find(page, at, beside)
 		if err != nil {
 			return nil, false, err
 		}
@@ -120,8 +127,9 @@ type finder struct {
 	next int64 // where the base goes on after the page found last, or noOffset
 }
 
-// find returns where a page comes from that is neither zero nor the same.
-func (f *finder) find(page []byte) (place, error) {
+// find returns where a page at an offset of the new image comes from that is neither zero nor the same; beside is the base's
+// page there, or nil.
+func (f *finder) find(page []byte, off int64, beside []byte) (place, error) {
 	if f.index == nil {
 		return place{kind: literal, hash: xxh3.Hash(page)}, nil
 	}
@@ -135,7 +143,21 @@ func (f *finder) find(page []byte) (place, error) {
 			return f.found(at), err
 		}
 	}
-	f.next = noOffset
+	if off+pageSize <= f.scanner.next.Size { // a page that is there in part only is never patched
+		// What was moved together was changed a little here and there; else the page was changed where it is.
+		if p, ok, err := f.patched(f.next, page); ok || err != nil {
+			return p, err
+		}
+		if beside != nil {
+			if d, ok := diff(page, beside); ok {
+				f.next = noOffset
+				return place{kind: patched, from: off, patch: d}, nil
+			}
+		}
+	}
+	if f.next != noOffset {
+		f.next += pageSize // this page may have been put in the place of another
+	}
 	if !f.similar {
 		return l, nil
 	}
@@ -160,8 +182,29 @@ func (f *finder) find(page []byte) (place, error) {
 		if ok, err := f.holds(first, page); ok || err != nil {
 			return f.found(first), err
 		}
+		if off+pageSize <= f.scanner.next.Size {
+			if p, ok, err := f.patched(first, page); ok || err != nil {
+				return p, err
+			}
+		}
 	}
 	return l, nil
+}
+
+// patched reports whether the base has a page at an offset but for a few bytes.
+func (f *finder) patched(at int64, page []byte) (place, bool, error) {
+	if at < 0 || at+pageSize > f.base.Size {
+		return place{}, false, nil
+	}
+	b, err := f.peek.at(at, pageSize)
+	if err != nil {
+		return place{}, false, err
+	}
+	d, ok := diff(page, b)
+	if ok {
+		f.next = at + pageSize
+	}
+	return place{kind: patched, from: at, patch: d}, ok, nil
 }
 
 // found returns the place of a page that the base has at an offset.

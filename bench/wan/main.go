@@ -54,10 +54,15 @@ func main() {
 	transfers := flag.Int("n", 20, "how many `snapshots` to transfer")
 	home := flag.String("home", filepath.Join(os.TempDir(), "atoll-bench-wan"), "the `directory` for both nodes; the base image in it is kept")
 	out := flag.String("o", filepath.Join("docs", "wan.md"), "the `file` that the table goes to")
+	only := flag.Float64("loss", -1, "measure this `part` of packets lost only, and print instead of writing")
 	flag.Parse()
+	losses := []float64{0, 0.001, 0.01}
+	if *only >= 0 {
+		losses, *out = []float64{*only}, os.DevNull
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *home, *out, *transfers); err != nil {
+	if err := run(ctx, *home, *out, *transfers, losses); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-wan:", err)
 		os.Exit(1)
 	}
@@ -71,7 +76,7 @@ type figures struct {
 	naive       float64 // bytes per second
 }
 
-func run(ctx context.Context, home, out string, transfers int) error {
+func run(ctx context.Context, home, out string, transfers int, losses []float64) error {
 	atoll, err := filepath.Abs("bin/atoll")
 	if err != nil {
 		return err
@@ -81,7 +86,7 @@ func run(ctx context.Context, home, out string, transfers int) error {
 		return fmt.Errorf("making the base image: %w", err)
 	}
 	text := fmt.Sprintf(preface, transfers, machine.Describe())
-	for _, loss := range []float64{0, 0.001, 0.01} {
+	for _, loss := range losses {
 		f, err := cell(ctx, atoll, home, base, loss, transfers)
 		if err != nil {
 			return err

@@ -46,6 +46,7 @@ type deltaFound struct {
 	Zero       int64 `json:"zero"`
 	Moved      int64 `json:"moved"`
 	Earlier    int64 `json:"earlier"`
+	Patched    int64 `json:"patched"` // elsewhere but for a few bytes
 	Literal    int64 `json:"literal"`
 	Dictionary int64 `json:"dictionary"`
 }
@@ -242,7 +243,7 @@ func (d *deltaBench) encode(ctx context.Context, indexing stopped, r *deltaRepor
 	r.Bytes, r.Digest = s.Written, s.New.String()
 	r.Ratio = math.Round(100*float64(r.RawBytes)/float64(r.Bytes)) / 100
 	r.CPU, r.Encode = round(indexing.cpu+took.cpu), round(indexing.wall+took.wall)
-	r.Found = deltaFound{s.Same, s.Zero, s.Moved, s.Earlier, s.Literal, s.Dictionary}
+	r.Found = deltaFound{s.Same, s.Zero, s.Moved, s.Earlier, s.Patched, s.Literal, s.Dictionary}
 	return nil
 }
 
