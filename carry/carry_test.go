@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -53,12 +54,30 @@ type host struct {
 	world     *fake.World
 	nodes     *node.Node // nil until it is asked for
 	fault     func(migrate.Step) (migrate.Outcome, error)
+	requests  *late
+}
+
+// asked returns what was asked of the host since the last call.
+func (h *host) asked() []string {
+	h.requests.mu.Lock()
+	defer h.requests.mu.Unlock()
+	list := h.requests.asked
+	h.requests.asked = nil
+	return list
 }
 
 // late passes requests to a carrier that is made after it.
-type late struct{ c atomic.Pointer[carry.Carrier] }
+type late struct {
+	c atomic.Pointer[carry.Carrier]
+
+	mu    sync.Mutex
+	asked []string // last part of the path of each request, in order
+}
 
 func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.mu.Lock()
+	l.asked = append(l.asked, path.Base(r.URL.Path))
+	l.mu.Unlock()
 	l.c.Load().Handler().ServeHTTP(w, r)
 }
 
@@ -84,6 +103,7 @@ func newHostWith(t testing.TB, name string, stageLimit int64, fault func(migrate
 	h.Carrier = h.carrier()
 	l := &late{}
 	l.c.Store(h.Carrier)
+	h.requests = l
 	h.Node = peertest.Listen(t, name, l, nil)
 	h.Use(h.Group)
 	return h
@@ -172,11 +192,11 @@ func (h *host) save(t testing.TB, root sandbox.Root, parent string, files map[st
 		t.Fatal(err)
 	}
 	for name, data := range files {
-		path := filepath.Join(d.Dir, name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		file := filepath.Join(d.Dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, data, 0o600); err != nil {
+		if err := os.WriteFile(file, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -317,6 +337,22 @@ type cutter struct {
 	after atomic.Int64 // bytes that a connection lives; 0: for ever
 	cut   atomic.Int64
 	sent  atomic.Int64
+
+	dead    atomic.Bool // connections are refused
+	refused atomic.Int64
+
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+// drop ends the connections that there are.
+func (c *cutter) drop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, conn := range c.conns {
+		_ = conn.Close()
+	}
+	c.conns = nil
 }
 
 func newCutter(t testing.TB, to string) *cutter {
@@ -333,6 +369,14 @@ func newCutter(t testing.TB, to string) *cutter {
 			if err != nil {
 				return
 			}
+			if c.dead.Load() {
+				c.refused.Add(1)
+				_ = in.Close()
+				continue
+			}
+			c.mu.Lock()
+			c.conns = append(c.conns, in)
+			c.mu.Unlock()
 			go c.carry(in)
 		}
 	}()
@@ -481,10 +525,10 @@ func TestABaseThatVanishedOrIsDamagedDoesNotCorrupt(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A bit flips on the receiver's disk.
-	path := filepath.Join(b.snapshots.Dir(first.ID), "pages.img")
+	file := filepath.Join(b.snapshots.Dir(first.ID), "pages.img")
 	bad := bytes.Clone(memory)
 	bad[5000] ^= 1
-	if err := os.WriteFile(path, bad, 0o600); err != nil {
+	if err := os.WriteFile(file, bad, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	next := bytes.Clone(memory)

@@ -50,16 +50,14 @@ func (s *sending) assume() (a assumption, ok bool) {
 	a.Offer = s.it.offer
 	a.Offer.Files = slices.Clone(s.it.Files)
 	for i := range a.Offer.Files {
-		f, t := &a.Offer.Files[i], term{Held: false}
+		f, t := &a.Offer.Files[i], term{}
 		if has(f.Digest) {
 			t.Held = true
 		} else if j := slices.IndexFunc(f.Bases, has); j >= 0 {
-			base := f.Bases[j]
-			f.Bases, t.Base = []chunk.ID{base}, &base
+			base := f.Bases[j] // comes first, so that the receiver takes it if it is there
+			f.Bases, t.Base = slices.Concat([]chunk.ID{base}, f.Bases[:j], f.Bases[j+1:]), &base
 		} else if f.Size > streamBare {
 			return a, false
-		} else {
-			f.Bases = nil
 		}
 		a.Terms = append(a.Terms, t)
 	}
