@@ -7,6 +7,7 @@ import "math"
 type Input struct {
 	x            []float32
 	tokens, cols int
+	many         []Range // of tokens
 
 	// The int8 form: x in steps of a scale that 32 columns of a token share. Tokens are taken in tiles of as many as kernels
 	// multiply at once, and lie interleaved: for each 32 columns, the tile's first token, its second, and so on.
@@ -17,16 +18,16 @@ type Input struct {
 	made   []summed  // which sums are up to date
 	sums   map[summed][]uint32
 
-	// The split form, for AMX, of the tokens that make whole tiles of 16: [tile][cols/32][2][16][32] BF16. The first of the two
-	// is the nearest to a number, the second what is left.
-	split []uint16
+	// The BF16 form, for AMX, of the tokens in many, in one plane or two: [tile of 16][cols/32][planes][16][32].
+	// The first of the two is the nearest to a number, the second what is left.
+	bf16 [2][]uint16
 }
 
 // A tile is tokens that are multiplied at once.
 type tile struct{ first, tokens int }
 
 // tileSizes are how many tokens kernels take at once.
-var tileSizes = [...]int{1, 4, 8, 16}
+var tileSizes = [...]int{1, 4, 8}
 
 // summed says which sums of activations a type's kernels take: of q times -bias as integers, to make up for bytes that are too
 // large by bias; or, if bias is 0, of q times the scale as floats, for what a type adds to each number. Either is kept as its
@@ -39,30 +40,45 @@ type summed struct {
 // columns is how many activations share a scale.
 const columns = 32
 
-// Set takes x, [tokens][cols], which must stay as it is while the Input is used.
-func (in *Input) Set(x []float32, tokens, cols int) {
-	in.x, in.tokens, in.cols = x[:tokens*cols], tokens, cols
-	in.tiles, in.made, in.split = in.tiles[:0], in.made[:0], in.split[:0]
-}
+// A Range is the tokens from From to To-1.
+type Range struct{ From, To int }
 
-// tile cuts the tokens into tiles.
-func (in *Input) tile(isa ISA) {
-	sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 4}[isa]]
-	for first := 0; first < in.tokens; {
-		n := sizes[len(sizes)-1]
-		for ; n > in.tokens-first; n = sizes[len(sizes)-1] {
-			sizes = sizes[:len(sizes)-1]
-		}
-		in.tiles = append(in.tiles, tile{first, n})
-		first += n
+// manyTokens is what ranges of many tokens are multiples of.
+const manyTokens = 16
+
+// Set takes x, [tokens][cols], which must stay as it is while the Input is used. many, in ascending order, are the tokens that
+// may be computed in a way that pays for many at once; their numbers must be multiples of 16. How a token's results are rounded
+// depends on whether it is among them, and on nothing else that is computed along with it.
+func (in *Input) Set(x []float32, tokens, cols int, many ...Range) {
+	in.x, in.tokens, in.cols, in.many = x[:tokens*cols], tokens, cols, append(in.many[:0], many...)
+	in.tiles, in.made = in.tiles[:0], in.made[:0]
+	for i := range in.bf16 {
+		in.bf16[i] = in.bf16[i][:0]
 	}
 }
 
-// round makes the int8 form and the sums of the given kind, unless they have been made.
-func (in *Input) round(p *Pool, kind summed) {
+// tile cuts the tokens that are not in ranges of many into tiles.
+func (in *Input) tile(isa ISA, many []Range) {
+	first := 0
+	for _, r := range append(many[:len(many):len(many)], Range{in.tokens, in.tokens}) {
+		sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 3}[isa]]
+		for first < r.From {
+			n := sizes[len(sizes)-1]
+			for ; n > r.From-first; n = sizes[len(sizes)-1] {
+				sizes = sizes[:len(sizes)-1]
+			}
+			in.tiles = append(in.tiles, tile{first, n})
+			first += n
+		}
+		first = r.To
+	}
+}
+
+// round makes the int8 form and the sums of the given kind, unless they have been made, of tokens that are not in many.
+func (in *Input) round(p *Pool, kind summed, many []Range) {
 	blocks := in.cols / columns
 	if len(in.tiles) == 0 {
-		in.tile(p.isa)
+		in.tile(p.isa, many)
 		// Tiles may be read a little beyond the last.
 		in.q = grow(in.q, len(in.x)+1024)
 		in.d, in.halves = grow(in.d, in.tokens*blocks), grow(in.halves, in.tokens*blocks*2)
@@ -86,17 +102,24 @@ func (in *Input) round(p *Pool, kind summed) {
 	}
 	s := grow(in.sums[kind], in.tokens*blocks*kind.parts)
 	in.sums[kind] = s
-	p.Run(len(in.d), 4096, func(lo, hi int) {
-		if kind.parts == 1 {
-			for i := lo; i < hi; i++ {
-				s[i] = kind.word(in.halves[2*i]+in.halves[2*i+1], in.d[i])
-			}
-			return
-		}
-		for i := 2 * lo; i < 2*hi; i++ {
-			s[i] = kind.word(in.halves[i], in.d[i/2])
+	p.Run(len(in.tiles), max(1, 4096/blocks), func(lo, hi int) {
+		for _, t := range in.tiles[lo:hi] {
+			kind.fill(s, in.halves, in.d, t.first*blocks, (t.first+t.tokens)*blocks)
 		}
 	})
+}
+
+// fill computes the sums of blocks lo to hi.
+func (k summed) fill(s []uint32, halves []int32, d []float32, lo, hi int) {
+	if k.parts == 1 {
+		for i := lo; i < hi; i++ {
+			s[i] = k.word(halves[2*i]+halves[2*i+1], d[i])
+		}
+		return
+	}
+	for i := 2 * lo; i < 2*hi; i++ {
+		s[i] = k.word(halves[i], d[i/2])
+	}
 }
 
 func (k summed) word(sum int32, d float32) uint32 {

@@ -13,7 +13,9 @@ func roundRow(_ ISA, q []int8, d []float32, halves []int32, x []float32, step in
 	roundScalar(q, d, halves, x, step)
 }
 
-func (in *Input) halve(*Pool) {}
+func (p *Pool) tiled(*Input) []Range { return nil }
+
+func (in *Input) split(*Pool, int) {}
 
 func (p *Pool) multiply(d *Product, in *Input, lo, hi int) { multiplyScalar(d, in, lo, hi) }
 

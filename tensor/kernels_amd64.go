@@ -425,106 +425,98 @@ func scaleAVX2(x *float32, n int, f float32)
 //go:noescape
 func addAVX2(dst *float32, x *float32, n int)
 
-// unpackQ4_0 takes 16 packed rows of Q4_0 apart for AMX.
+// expandQ4_0 writes 16 packed rows of Q4_0 as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ4_0(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ4_0(dst *uint16, w *byte, blocks int)
 
-// unpackQ4_1 takes 16 packed rows of Q4_1 apart for AMX.
+// expandQ4_1 writes 16 packed rows of Q4_1 as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ4_1(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ4_1(dst *uint16, w *byte, blocks int)
 
-// unpackQ5_0 takes 16 packed rows of Q5_0 apart for AMX.
+// expandQ5_0 writes 16 packed rows of Q5_0 as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ5_0(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ5_0(dst *uint16, w *byte, blocks int)
 
-// unpackQ5_1 takes 16 packed rows of Q5_1 apart for AMX.
+// expandQ5_1 writes 16 packed rows of Q5_1 as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ5_1(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ5_1(dst *uint16, w *byte, blocks int)
 
-// unpackQ8_0 takes 16 packed rows of Q8_0 apart for AMX.
+// expandQ8_0 writes 16 packed rows of Q8_0 as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ8_0(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ8_0(dst *uint16, w *byte, blocks int)
 
-// unpackIQ4_NL takes 16 packed rows of IQ4_NL apart for AMX.
+// expandIQ4_NL writes 16 packed rows of IQ4_NL as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackIQ4_NL(bytes *int8, scales *float32, w *byte, blocks int)
+func expandIQ4_NL(dst *uint16, w *byte, blocks int)
 
-// unpackIQ4_XS takes 16 packed rows of IQ4_XS apart for AMX.
+// expandIQ4_XS writes 16 packed rows of IQ4_XS as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackIQ4_XS(bytes *int8, scales *float32, w *byte, blocks int)
+func expandIQ4_XS(dst *uint16, w *byte, blocks int)
 
-// unpackQ2_K takes 16 packed rows of Q2_K apart for AMX.
+// expandQ2_K writes 16 packed rows of Q2_K as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ2_K(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ2_K(dst *uint16, w *byte, blocks int)
 
-// unpackQ3_K takes 16 packed rows of Q3_K apart for AMX.
+// expandQ3_K writes 16 packed rows of Q3_K as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ3_K(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ3_K(dst *uint16, w *byte, blocks int)
 
-// unpackQ4_K takes 16 packed rows of Q4_K apart for AMX.
+// expandQ4_K writes 16 packed rows of Q4_K as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ4_K(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ4_K(dst *uint16, w *byte, blocks int)
 
-// unpackQ5_K takes 16 packed rows of Q5_K apart for AMX.
+// expandQ5_K writes 16 packed rows of Q5_K as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ5_K(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ5_K(dst *uint16, w *byte, blocks int)
 
-// unpackQ6_K takes 16 packed rows of Q6_K apart for AMX.
+// expandQ6_K writes 16 packed rows of Q6_K as BF16 in pairs of columns.
 //
 //go:noescape
-func unpackQ6_K(bytes *int8, scales *float32, w *byte, blocks int)
+func expandQ6_K(dst *uint16, w *byte, blocks int)
 
-// tileDot1 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
+// tiles1x1 writes the products of units of 32 columns: of x0 with w0 and w1, and of x1 with both, each [16 tokens][16 rows].
+// A unit has 1 BF16 for each weight and 1 for each activation.
 //
 //go:noescape
-func tileDot1(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
+func tiles1x1(dst *float32, w0 *uint16, w1 *uint16, x0 *uint16, x1 *uint16, units int)
 
-// tileDot1Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
+// tiles1x2 writes the products of units of 32 columns: of x0 with w0 and w1, and of x1 with both, each [16 tokens][16 rows].
+// A unit has 1 BF16 for each weight and 2 for each activation.
 //
 //go:noescape
-func tileDot1Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
+func tiles1x2(dst *float32, w0 *uint16, w1 *uint16, x0 *uint16, x1 *uint16, units int)
 
-// tileCols1 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
-// scratch is 3072 bytes on a cache line.
+// tiles2x2 writes the products of units of 32 columns: of x0 with w0 and w1, and of x1 with both, each [16 tokens][16 rows].
+// A unit has 2 BF16 for each weight and 2 for each activation.
 //
 //go:noescape
-func tileCols1(dst *float32, stride int, w *byte, x *uint16, units int, tiles int, scratch *byte)
+func tiles2x2(dst *float32, w0 *uint16, w1 *uint16, x0 *uint16, x1 *uint16, units int)
 
-// tileDot2 adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
+// addTile adds [16 tokens][16 rows] to dst, whose tokens are stride floats apart.
 //
 //go:noescape
-func tileDot2(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
+func addTile(dst *float32, stride int, tile *float32)
 
-// tileDot2Offset adds the products of 16 rows with tiles of 16 tokens of an even number of units, 32 columns each.
-// Tiles have skip units more. 1024 bytes after the last of bytes and of q may be read. scratch is 4096 bytes on a page.
+// splitRow1 writes units of 32 numbers as 1 BF16 each: the nearest, and if two 1024 bytes on the rest; a unit is 1024 bytes on.
 //
 //go:noescape
-func tileDot2Offset(dst *float32, stride int, bytes *int8, scales *float32, q *int8, d *float32, s *uint32, units int, skip int, tiles int, scratch *byte)
+func splitRow1(dst *uint16, x *float32, units int)
 
-// tileCols2 adds the products of 16 rows of weights, of as many BF16 numbers each as the name says, with tiles of 16 tokens.
-// scratch is 3072 bytes on a cache line.
+// splitRow2 writes units of 32 numbers as 2 BF16 each: the nearest, and if two 1024 bytes on the rest; a unit is 2048 bytes on.
 //
 //go:noescape
-func tileCols2(dst *float32, stride int, w *byte, x *uint16, units int, tiles int, scratch *byte)
-
-// splitRow writes units of 32 numbers as BF16: the nearest, and 1024 bytes on the rest; a unit is 2048 bytes on.
-//
-//go:noescape
-func splitRow(dst *uint16, x *float32, units int)
+func splitRow2(dst *uint16, x *float32, units int)
 
 // splitF16 writes 16 packed rows of F16 as BF16 in pairs of columns: for 32 columns the nearest, then the rest.
 //

@@ -46,17 +46,17 @@ var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{
 	},
 }
 
-var unpackers = map[Type]unpacker{
-	Q4_0:   unpackQ4_0,
-	Q4_1:   unpackQ4_1,
-	Q5_0:   unpackQ5_0,
-	Q5_1:   unpackQ5_1,
-	Q8_0:   unpackQ8_0,
-	IQ4_NL: unpackIQ4_NL,
-	IQ4_XS: unpackIQ4_XS,
-	Q2_K:   unpackQ2_K,
-	Q3_K:   unpackQ3_K,
-	Q4_K:   unpackQ4_K,
-	Q5_K:   unpackQ5_K,
-	Q6_K:   unpackQ6_K,
+var expanders = map[Type]expander{
+	Q4_0:   expandQ4_0,
+	Q4_1:   expandQ4_1,
+	Q5_0:   expandQ5_0,
+	Q5_1:   expandQ5_1,
+	Q8_0:   expandQ8_0,
+	IQ4_NL: expandIQ4_NL,
+	IQ4_XS: expandIQ4_XS,
+	Q2_K:   expandQ2_K,
+	Q3_K:   expandQ3_K,
+	Q4_K:   expandQ4_K,
+	Q5_K:   expandQ5_K,
+	Q6_K:   expandQ6_K,
 }

@@ -18,9 +18,10 @@ func (p *Pool) MatMul(in *Input, products ...Product) {
 			panic("tensor: a matrix has other columns than its input") // as an index out of range
 		}
 		if d.W.Type.Quantised() {
-			in.round(p, formats[d.W.Type].sums)
+			in.split(p, 1)
+			in.round(p, formats[d.W.Type].sums, p.tiled(in))
 		} else {
-			in.halve(p)
+			in.split(p, 2)
 		}
 		if d.Stride == 0 {
 			d.Stride = d.W.Rows

@@ -17,8 +17,8 @@ func roundRow(isa ISA, q []int8, d []float32, halves []int32, x []float32, step 
 	roundAVX2(&q[0], &d[0], &halves[0], &x[0], len(x)/columns, step)
 }
 
-// together is how many tokens go through a range of rows before the next do: their activations stay in the cache.
-const together = 128
+// batch is how many tokens go through a range of rows before the next do: their activations stay in the cache.
+const batch = 128
 
 // multiply computes groups lo to hi of rows for all tokens.
 func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
@@ -32,15 +32,19 @@ func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
 			clear(d.Dst[t*d.Stride+lo*Lanes:][:rows])
 		}
 	}
-	done := 0 // tokens
-	if p.isa == AMX {
-		done = p.multiplyTiles(d, in, lo, hi)
+	if len(p.tiled(in)) > 0 {
+		p.multiplyTiles(d, in, lo, hi)
 	}
 	if d.W.Type.Quantised() {
-		multiplyDot(p.isa, d, in, lo, hi, done)
-	} else {
-		multiplyCols(p.isa, d, in, lo, hi, done)
+		multiplyDot(p.isa, d, in, lo, hi)
+		return
 	}
+	w, first := d.W.SliceRows(lo*Lanes, min(hi*Lanes, d.W.Rows)), 0
+	for _, r := range p.tiled(in) {
+		multiplyCols(p.isa, d, w, lo, in, first, r.From)
+		first = r.To
+	}
+	multiplyCols(p.isa, d, w, lo, in, first, in.tokens)
 }
 
 // part is the result of a group whose rows are not all there, for as many tokens as a kernel takes.
@@ -53,19 +57,16 @@ func (r *part) addTo(dst []float32, stride, rows, tokens int) {
 	}
 }
 
-// multiplyDot computes groups lo to hi of rows for the tokens from done on.
-func multiplyDot(isa ISA, d *Product, in *Input, lo, hi, done int) {
+// multiplyDot computes groups lo to hi of rows for the tokens that were rounded to int8.
+func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 	f := formats[d.W.Type]
 	kernels := dotKernels[min(isa, AVX512)][d.W.Type]
 	sums := in.sums[f.sums]
 	per := in.cols / columns
 	tiles := in.tiles
-	for len(tiles) > 0 && tiles[0].first < done {
-		tiles = tiles[1:]
-	}
 	for len(tiles) > 0 {
 		n := 1
-		for n < len(tiles) && tiles[n].first < tiles[0].first+together {
+		for n < len(tiles) && tiles[n].first < tiles[0].first+batch {
 			n++
 		}
 		for g := lo; g < hi; g++ {
@@ -88,11 +89,10 @@ func multiplyDot(isa ISA, d *Product, in *Input, lo, hi, done int) {
 	}
 }
 
-// multiplyCols computes groups lo to hi of rows for the tokens from done on.
-func multiplyCols(isa ISA, d *Product, in *Input, lo, hi, done int) {
-	w := d.W.SliceRows(lo*Lanes, min(hi*Lanes, d.W.Rows))
-	for t := done; t < in.tokens; t += together {
-		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(together, in.tokens-t))
+// multiplyCols computes rows w, from group lo on, for tokens first to end.
+func multiplyCols(isa ISA, d *Product, w Matrix, lo int, in *Input, first, end int) {
+	for t := first; t < end; t += batch {
+		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(batch, end-t))
 	}
 }
 

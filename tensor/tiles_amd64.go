@@ -2,132 +2,152 @@ package tensor
 
 import "unsafe"
 
-// An unpacker takes apart 16 packed rows: bytes, [cols/32][8][16][4], and scales, [cols/32][parts, or twice that][16].
-type unpacker = func(bytes *int8, scales *float32, w *byte, blocks int)
+// Products of many tokens are computed by AMX in BF16. What is rounded away of quantised weights and of their activations,
+// which loses less than rounding activations to int8 would, is at most one part in 256 of each; numbers of other types
+// are taken as the sum of two BF16 numbers, which loses nothing that counts.
 
-// tileTokens is how many tokens AMX takes at once.
-const tileTokens = 16
+// An expander turns 16 packed rows of a quantised type into tiles: [columns/2][16][2] BF16.
+type expander = func(dst *uint16, w *byte, blocks int)
+
+const (
+	tileTokens = manyTokens
+	// unit is the numbers of a tile: 32 columns of 16 tokens, or of 16 rows.
+	unit = tileTokens * columns
+	// near and together are how many units and tiles are multiplied with a range of rows before the next: expanded weights
+	// and activations stay in the second cache.
+	near, together = 64, 16
+)
 
 // A tileScratch is the memory that a thread needs for AMX.
 type tileScratch struct {
-	results []byte // a page
-	weights []byte // 16 rows taken apart, on a cache line
-	scales  []float32
-	part    []float32 // results of rows that are not all there
+	weights []uint16 // of two groups of rows, near units each
+	results []float32
+	tokens  []int // first of each tile
 }
 
-// aligned returns n bytes that start on a multiple of to, made of b if it is large enough.
-func aligned(b []byte, n int, to uintptr) []byte {
+// tiled returns the tokens that AMX computes.
+func (p *Pool) tiled(in *Input) []Range {
+	if p.isa != AMX || in.cols%columns != 0 {
+		return nil
+	}
+	return in.many
+}
+
+// split makes the BF16 form with as many planes, once, of the tokens in tiles.
+func (in *Input) split(p *Pool, planes int) {
+	many, units := p.tiled(in), in.cols/columns
+	if len(in.bf16[planes-1]) > 0 || len(many) == 0 {
+		return
+	}
+	tokens := 0
+	for _, r := range many {
+		tokens += r.To - r.From
+	}
+	to := aligned(in.bf16[planes-1], tokens*in.cols*planes)
+	in.bf16[planes-1] = to
+	kernel := splitRow1
+	if planes == 2 {
+		kernel = splitRow2
+	}
+	first := 0 // place of a range's first token
+	for _, r := range many {
+		p.Run(r.To-r.From, 4, func(lo, hi int) {
+			for t := lo; t < hi; t++ {
+				place := first + t
+				kernel(&to[place/tileTokens*units*unit*planes+place%tileTokens*columns], &in.x[(r.From+t)*in.cols], units)
+			}
+		})
+		first += r.To - r.From
+	}
+}
+
+// aligned returns n numbers on a cache line, made of b if it is large enough.
+func aligned(b []uint16, n int) []uint16 {
+	const line = 64
 	if cap(b) >= n {
 		return b[:n]
 	}
-	b = make([]byte, n+int(to))
-	return b[-uintptr(unsafe.Pointer(&b[0]))&(to-1):][:n]
+	b = make([]uint16, n+line/2)
+	return b[-uintptr(unsafe.Pointer(&b[0]))&(line-1)/2:][:n]
 }
 
-// halve makes the split form, once, if there are enough tokens.
-func (in *Input) halve(p *Pool) {
-	tiles, units := in.tokens/tileTokens, in.cols/columns
-	if p.isa != AMX || len(in.split) > 0 || tiles == 0 || in.cols%columns != 0 {
-		return
-	}
-	in.split = grow(in.split, tiles*units*2*tileTokens*columns)
-	p.Run(tiles, 1, func(lo, hi int) {
-		for t := lo * tileTokens; t < hi*tileTokens; t++ {
-			at := t/tileTokens*units*2*tileTokens*columns + t%tileTokens*columns
-			splitRow(&in.split[at], &in.x[t*in.cols], units)
-		}
-	})
-}
-
-// multiplyTiles computes groups lo to hi of rows for the tokens that make whole tiles of AMX's, and returns how many those are.
-func (p *Pool) multiplyTiles(d *Product, in *Input, lo, hi int) int {
-	tiles := in.tokens / tileTokens
-	if tiles == 0 || in.cols%(2*columns) != 0 {
-		return 0
-	}
+// multiplyTiles computes groups lo to hi of rows for the tokens in tiles.
+func (p *Pool) multiplyTiles(d *Product, in *Input, lo, hi int) {
 	s, _ := p.scratch.Get().(*tileScratch)
 	if s == nil {
-		s = &tileScratch{results: aligned(nil, 4<<10, 4<<10)}
+		s = &tileScratch{weights: aligned(nil, 2*2*near*unit), results: make([]float32, 4*tileTokens*Lanes)}
 	}
 	defer p.scratch.Put(s)
-	// As many tiles at once as half of the second cache holds.
-	some := max(1, 1<<20/(in.cols*tileTokens))
-	for first := 0; first < tiles; first += some {
-		n := min(some, tiles-first)
-		for g := lo; g < hi; g++ {
-			s.multiply(d, in, g, first, n)
+	s.tokens = s.tokens[:0]
+	for _, r := range p.tiled(in) {
+		for t := r.From; t < r.To; t += tileTokens {
+			s.tokens = append(s.tokens, t)
 		}
 	}
-	return tiles * tileTokens
-}
-
-// multiply computes a group of rows for some tiles.
-func (s *tileScratch) multiply(d *Product, in *Input, g, first, tiles int) {
-	dst, stride, rows := d.Dst[first*tileTokens*d.Stride+g*Lanes:], d.Stride, min(d.W.Rows-g*Lanes, Lanes)
-	to := dst
-	if rows < Lanes {
-		s.part = grow(s.part, tiles*tileTokens*Lanes)
-		clear(s.part)
-		to, stride = s.part, Lanes
-	}
-	if d.W.Type.Quantised() {
-		s.dot(to, stride, d.W, g, in, first, tiles)
-	} else {
-		s.cols(to, stride, d.W, g, in, first, tiles)
-	}
-	if rows < Lanes {
-		for t := range tiles * tileTokens {
-			Add(dst[t*d.Stride:][:rows], s.part[t*Lanes:][:rows])
+	units := in.cols / columns
+	for t := 0; t < len(s.tokens); t += together {
+		for u := 0; u < units; u += near {
+			for g := lo; g < hi; g += 2 {
+				s.multiply(d, in, g, min(2, hi-g), u, min(near, units-u), t, min(t+together, len(s.tokens)))
+			}
 		}
 	}
 }
 
-// near is how many units of 32 columns are multiplied with all tokens before the next: weights taken apart stay in the
-// nearest cache.
-const near = 32
-
-// dot multiplies a group of quantised rows with some tiles, of which first is the first.
-func (s *tileScratch) dot(dst []float32, stride int, w Matrix, g int, in *Input, first, tiles int) {
-	f := formats[w.Type]
-	kind := f.sums
-	each := kind.parts
-	kernel := tileDot1
+// multiply computes groups (1 or 2) of rows from g on, n units of columns from u on, for tiles from t to end.
+func (s *tileScratch) multiply(d *Product, in *Input, g, groups, u, n, t, end int) {
+	kernel, planes := tiles2x2, 2
 	switch {
-	case kind.parts == 2 && kind.bias == 0:
-		kernel, each = tileDot2Offset, 4
-	case kind.parts == 2:
-		kernel = tileDot2
-	case kind.bias == 0:
-		kernel, each = tileDot1Offset, 2
+	case d.W.Type.Quantised():
+		kernel, planes = tiles1x1, 1
+	case d.W.Type == BF16:
+		kernel = tiles1x2
 	}
-	s.weights, s.scales = aligned(s.weights, near*columns*Lanes+1024, 64), grow(s.scales, near*each*Lanes)
-	bytes := (*int8)(unsafe.Pointer(&s.weights[0]))
-	units := w.Cols / columns
-	for u := 0; u < units; u += near {
-		n := min(near, units-u)
-		at := u * columns / f.len * f.bytes * Lanes
-		unpackers[w.Type](bytes, &s.scales[0], &w.group(g)[at], n*columns/f.len)
-		from := (first*units + u) * tileTokens
-		kernel(&dst[0], stride, bytes, &s.scales[0], &in.q[from*columns], &in.d[from], &in.sums[kind][from*kind.parts],
-			n, units-n, tiles, &s.results[0])
+	w := [2]*uint16{}
+	for i := range w { // a second one that is not there is the first again
+		w[i] = s.expand(&d.W, g+min(i, groups-1), i, u, n)
+	}
+	x := in.bf16[planes-1]
+	step := in.cols / columns * unit * planes // from tile to tile
+	for ; t < end; t += 2 {
+		pair := min(2, end-t)
+		at := t*step + u*unit*planes
+		kernel(&s.results[0], w[0], w[1], &x[at], &x[at+(pair-1)*step], n)
+		for i := range pair {
+			for j := range groups {
+				s.add(d, s.tokens[t+i], g+j, s.results[(2*i+j)*tileTokens*Lanes:])
+			}
+		}
 	}
 }
 
-// cols is dot for rows that are not quantised.
-func (s *tileScratch) cols(dst []float32, stride int, w Matrix, g int, in *Input, first, tiles int) {
-	units, group := w.Cols/columns, &w.group(g)[0]
-	x := &in.split[first*units*2*tileTokens*columns]
+// expand returns n units of a group of rows from unit u on, as tiles.
+func (s *tileScratch) expand(w *Matrix, g, place, u, n int) *uint16 {
+	f := formats[w.Type]
+	from := &w.group(g)[u*columns/f.len*f.bytes*Lanes]
 	if w.Type == BF16 { // as tiles want them
-		tileCols1(&dst[0], stride, group, x, units, tiles, &s.results[0])
+		return (*uint16)(unsafe.Pointer(from))
+	}
+	to := &s.weights[place*2*near*unit]
+	switch w.Type {
+	case F16:
+		splitF16(to, from, n)
+	case F32:
+		splitF32(to, from, n)
+	default:
+		expanders[w.Type](to, from, n*columns/f.len)
+	}
+	return to
+}
+
+// add adds a product of tiles to the result.
+func (s *tileScratch) add(d *Product, token, g int, tile []float32) {
+	dst := d.Dst[token*d.Stride+g*Lanes:]
+	if rows := d.W.Rows - g*Lanes; rows < Lanes {
+		for t := range tileTokens {
+			Add(dst[t*d.Stride:][:rows], tile[t*Lanes:][:rows])
+		}
 		return
 	}
-	s.weights = aligned(s.weights, units*2*columns*Lanes*2, 64)
-	halves := (*uint16)(unsafe.Pointer(&s.weights[0]))
-	if w.Type == F16 {
-		splitF16(halves, group, units)
-	} else {
-		splitF32(halves, group, units)
-	}
-	tileCols2(&dst[0], stride, &s.weights[0], x, units, tiles, &s.results[0])
+	addTile(&dst[0], d.Stride, &tile[0])
 }

@@ -1,5 +1,7 @@
 package engine
 
+import "github.com/atoll-run/atoll/llm/model"
+
 // work is what planning needs to know of one running sequence.
 type work struct {
 	pending int // tokens that have no keys and values yet; 1 when it generates
@@ -75,6 +77,9 @@ func plan(running []work, l limits) step {
 		n := min(w.pending, l.tokens)
 		if generating > 0 {
 			n = min(n, l.chunk)
+		}
+		if n < w.pending && n > model.Block { // so that results do not depend on where a prompt is cut
+			n -= n % model.Block
 		}
 		s.compute[i] = fit(i, n)
 		l.tokens -= s.compute[i]

@@ -29,6 +29,16 @@ type Part struct {
 	Last   int // of how many tokens, from the end, the result is wanted
 }
 
+// Block is how many consecutive tokens of a part, from a multiple of it on, are computed as a block, which is faster and
+// rounds differently than one by one. A text that is computed in parts which begin and end at multiples of Block gets the
+// same results however it is cut, and whatever is computed along with it.
+const Block = 32
+
+// blocks returns the part's tokens in whole blocks.
+func (p *Part) blocks() (from, to int) {
+	return (p.Start+Block-1)/Block*Block - p.Start, (p.Start+p.Tokens)/Block*Block - p.Start
+}
+
 // Sparse says which pages are attended to. Pages hold several tokens, so bounds are
 // rounded up to whole pages.
 type Sparse struct {
@@ -51,6 +61,7 @@ type state struct {
 	angles, localAngles                   []float32
 	slots                                 []slot
 	outputs                               []int
+	many, manyOutputs                     []tensor.Range // rows of prompts
 	sequences                             []tensor.Sequence
 	pages                                 [][]byte
 }
@@ -111,7 +122,7 @@ func (m *Model) begin(kv *cache.Pool, b *Batch) (*pass, error) {
 			return nil, sandbox.Errorf(op, sandbox.Invalid, "", "token %d of a vocabulary of %d", t, c.Vocab)
 		}
 	}
-	s.slots, s.outputs = s.slots[:0], s.outputs[:0]
+	s.slots, s.outputs, s.many, s.manyOutputs = s.slots[:0], s.outputs[:0], s.many[:0], s.manyOutputs[:0]
 	row := 0
 	for _, part := range b.Parts {
 		if part.Tokens < 1 || part.Start < 0 || part.Last > part.Tokens || row+part.Tokens > n ||
@@ -121,6 +132,12 @@ func (m *Model) begin(kv *cache.Pool, b *Batch) (*pass, error) {
 		for t := range part.Tokens {
 			pos := part.Start + t
 			s.slots = append(s.slots, slot{part.Pages[pos/layout.KV.PageLen], pos % layout.KV.PageLen})
+		}
+		if from, to := part.blocks(); from < to {
+			s.many = append(s.many, tensor.Range{From: row + from, To: row + to})
+		}
+		if part.Last >= Block { // as when a text is judged, not generated
+			s.manyOutputs = append(s.manyOutputs, tensor.Range{From: len(s.outputs), To: len(s.outputs) + part.Last/Block*Block})
 		}
 		for t := part.Tokens - part.Last; t < part.Tokens; t++ {
 			s.outputs = append(s.outputs, row+t)

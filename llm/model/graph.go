@@ -149,7 +149,7 @@ func (m *Model) feed(p *pass, i int) []float32 {
 // set makes x, [n][cols], the input of the products that follow in layer i, the first
 // of which has the named weights.
 func (m *Model) set(i int, name string, x []float32, n, cols int) {
-	m.state.input.Set(x, n, cols)
+	m.state.input.Set(x, n, cols, m.state.many...)
 	if m.tap != nil {
 		m.tap(fmt.Sprintf("blk.%d.%s.weight", m.shard.First+i, name), x[:n*cols], cols)
 	}
@@ -194,7 +194,7 @@ func (m *Model) conclude(p *pass) []float32 {
 	if c.Tied {
 		head = m.embedding.SliceRows(part.from, part.to)
 	}
-	b.input.Set(b.last, n, c.Dim)
+	b.input.Set(b.last, n, c.Dim, b.manyOutputs...)
 	m.pool.MatMul(&b.input, tensor.Product{W: head, Dst: b.logits[part.from:], Stride: c.Vocab})
 	if c.LogitCap > 0 {
 		for i := range n {

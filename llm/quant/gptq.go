@@ -92,7 +92,8 @@ func addProduct(pool *tensor.Pool, dst []float32, stride int, x, w []float32, wi
 		return err
 	}
 	var in tensor.Input
-	in.Set(x, len(x)/width, width)
+	tokens := len(x) / width
+	in.Set(x, tokens, width, tensor.Range{To: tokens / 16 * 16})
 	pool.MatMul(&in, tensor.Product{W: m, Dst: dst, Stride: stride, Add: true})
 	return nil
 }

@@ -32,7 +32,7 @@ func cols(f string, v vectors, tokens int) string {
 				c += columns(f, v, w, x, tokens, halves, c, acc)
 			}
 			if tokens == 1 {
-				prefetch(w, size*steps)
+				prefetch(w, 0, size*steps)
 			}
 			ADDQ(U32(uint32(size*steps)), w)
 			for _, b := range x.bases {
@@ -160,7 +160,7 @@ func sweep() {
 	for i := range acc {
 		v.or(Mem{Base: p, Disp: 32 * i}, acc[i])
 	}
-	prefetch(p, 256)
+	prefetch(p, 0, 256)
 	ADDQ(U32(256), p)
 	SUBQ(U32(256), n)
 	JNZ(LabelRef("loop"))

@@ -41,9 +41,10 @@ func dot(f format, v vectors, tokens int) string {
 				k.half = half
 				k.unit(u, h)
 			}
-		}
-		if tokens == 1 {
-			prefetch(k.w, f.bytes*16)
+			if tokens == 1 {
+				// A unit's share at a time: many at once would wait for each other.
+				prefetch(k.w, u*f.bytes*16/f.units, (u+1)*f.bytes*16/f.units)
+			}
 		}
 		ADDQ(U32(uint32(f.units*tokens*32)), k.q)
 		ADDQ(U32(uint32(f.units*tokens*4)), k.d)
@@ -71,9 +72,10 @@ func results(tokens int, halves []int, v vectors, visit func(t, h int, m Mem)) {
 	}
 }
 
-// prefetch asks for what is read a page later: the hardware's own prefetching stops at page boundaries.
-func prefetch(w Register, bytes int) {
-	for line := 0; line < bytes; line += 64 {
+// prefetch asks for the lines that begin from byte from to byte to on and are read a page later: the hardware's own
+// prefetching stops at page boundaries.
+func prefetch(w Register, from, to int) {
+	for line := (from + 63) / 64 * 64; line < to; line += 64 {
 		PREFETCHT0(Mem{Base: w, Disp: 4096 + line})
 	}
 }
