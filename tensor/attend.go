@@ -12,11 +12,12 @@ type Attention struct {
 }
 
 // A Sequence is consecutive tokens of one stream, whose keys and values are in Pages already. Page i holds positions
-// i*PageLen and on; a nil page is not attended to.
+// i*PageLen and on.
 type Sequence struct {
 	Pages  [][]byte
 	Start  int // position of the first token that asks
 	Tokens int // how many ask
+	Sparse Sparse
 }
 
 // queries are rows that read the same keys: some heads of some tokens of a sequence. Row i is head i%group of those that share
@@ -58,9 +59,14 @@ type attendTile struct {
 	*Attention
 	isa      ISA
 	q        []float32 // [tileRows][HeadDim] times Scale
+	x        []float32 // as q, turned where keys are
 	out      []float32 // [tileRows][HeadDim] weighted values
 	s        []float32 // [tileRows][PageLen] scores, then weights
 	top, sum [tileRows]float32
+
+	// For choosing pages.
+	pages, order  []int
+	signed, bound []float32
 }
 
 func (p *Pool) tile(a *Attention) *attendTile {
@@ -69,7 +75,8 @@ func (p *Pool) tile(a *Attention) *attendTile {
 		t = &attendTile{}
 	}
 	t.Attention, t.isa = a, p.isa
-	t.q, t.out, t.s = grow(t.q, tileRows*a.KV.HeadDim), grow(t.out, tileRows*a.KV.HeadDim), grow(t.s, tileRows*a.KV.PageLen)
+	n := tileRows * a.KV.HeadDim
+	t.q, t.x, t.out, t.s = grow(t.q, n), grow(t.x, n), grow(t.out, n), grow(t.s, tileRows*a.KV.PageLen)
 	return t
 }
 
@@ -98,21 +105,31 @@ func (t *attendTile) run(dst, q []float32, w queries) {
 		scale(t.isa, row, t.Scale)
 		t.top[i], t.sum[i] = float32(math.Inf(-1)), 0
 	}
-	clear(t.out[:rows*dim])
+	wide := t.wide(rows)
+	clear(t.q[rows*dim : wide*dim])
+	clear(t.out[:wide*dim])
+	x := t.q
+	if t.KV.rounded() {
+		copy(t.x, t.q[:wide*dim])
+		x = t.x
+		turn(x[:rows*dim], dim)
+	}
 	first, _ := t.span(w, w.lo)
 	_, end := t.span(w, w.hi-1)
-	for page := first / t.KV.PageLen; page*t.KV.PageLen < end; page++ {
-		if w.Pages[page] == nil {
-			continue
-		}
+	for _, page := range t.choose(w, first, end) {
 		n := min(end-page*t.KV.PageLen, t.KV.PageLen) // tokens of the page that any row sees
-		clear(t.s[:rows*t.KV.PageLen])
-		addCols(t.isa, t.s, t.KV.PageLen, t.KV.keys(w.Pages[page], w.head, n), t.q, dim, rows)
+		clear(t.s[:wide*t.KV.PageLen])
+		addCols(t.isa, t.s, t.KV.PageLen, t.KV.keys(w.Pages[page], w.head, n), x, dim, wide)
+		t.rescale(w, page, rows, 0)
 		for i := range rows {
 			lo, hi := t.span(w, w.lo+i)
 			t.weigh(i, lo-page*t.KV.PageLen, hi-page*t.KV.PageLen)
 		}
-		addCols(t.isa, t.out, dim, t.KV.values(w.Pages[page], w.head, n), t.s, t.KV.PageLen, rows)
+		t.rescale(w, page, rows, 1)
+		addCols(t.isa, t.out, dim, t.KV.values(w.Pages[page], w.head, n), t.s, t.KV.PageLen, wide)
+	}
+	if t.KV.rounded() {
+		turn(t.out[:rows*dim], dim)
 	}
 	for i := range rows {
 		out := dst[t.at(w, w.lo+i):][:dim]
@@ -120,6 +137,28 @@ func (t *attendTile) run(dst, q []float32, w queries) {
 		if t.sum[i] > 0 {
 			scale(t.isa, out, 1/t.sum[i])
 		}
+	}
+}
+
+// wide is how many rows are computed for so many: one kernel for four reads a page once, four for one do four times.
+func (t *attendTile) wide(rows int) int {
+	switch {
+	case t.isa == Scalar || rows == 1:
+		return rows
+	case rows <= 4:
+		return 4
+	}
+	return tileRows
+}
+
+// rescale multiplies what rows have of a page's tokens by the scales of keys, 0, or values, 1.
+func (t *attendTile) rescale(w queries, page, rows, which int) {
+	if !t.KV.rounded() {
+		return
+	}
+	keys, values := t.KV.scales(t.KV.head(w.Pages[page], w.head))
+	for i := range rows {
+		mulHalf(t.isa, t.s[i*t.KV.PageLen:(i+1)*t.KV.PageLen], [][]byte{keys, values}[which])
 	}
 }
 

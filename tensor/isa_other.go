@@ -32,4 +32,7 @@ func geluMul(_ ISA, dst, gate, up []float32)          { geluMulScalar(dst, gate,
 func largest(_ ISA, x []float32) float32              { return largestScalar(x) }
 func expSum(_ ISA, x []float32, top float32) float32  { return expSumScalar(x, top) }
 
+func dotHalf(_ ISA, h []byte, x []float32) float32 { return dotHalfScalar(h, x) }
+func mulHalf(_ ISA, x []float32, h []byte)         { mulHalfScalar(x, h) }
+
 func sweep(_ ISA, b []byte) uint64 { return sweepScalar(b) }

@@ -154,6 +154,26 @@ func colsBF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, 
 //go:noescape
 func colsBF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
 
+// colsInt8AVX2x1 adds the products of 16 packed rows of Int8 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt8AVX2x4 adds the products of 16 packed rows of Int8 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt4AVX2x1 adds the products of 16 packed rows of Int4 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt4AVX2x4 adds the products of 16 packed rows of Int4 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
 // dotQ4_0AVX512x1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
@@ -379,6 +399,36 @@ func colsBF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int
 //go:noescape
 func colsBF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
 
+// colsInt8AVX512x1 adds the products of 16 packed rows of Int8 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt8AVX512x4 adds the products of 16 packed rows of Int8 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt8AVX512x8 adds the products of 16 packed rows of Int8 with 8 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt4AVX512x1 adds the products of 16 packed rows of Int4 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt4AVX512x4 adds the products of 16 packed rows of Int4 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsInt4AVX512x8 adds the products of 16 packed rows of Int4 with 8 token(s), xstride floats apart.
+//
+//go:noescape
+func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
 // roundAVX2 rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
 // floats on; the sums of its halves to sums, 2*step on.
 //
@@ -424,6 +474,16 @@ func scaleAVX2(x *float32, n int, f float32)
 //
 //go:noescape
 func addAVX2(dst *float32, x *float32, n int)
+
+// dotHalfAVX2 multiplies n numbers, a multiple of 8, with as many in F16.
+//
+//go:noescape
+func dotHalfAVX2(x *float32, n int, h *byte) float32
+
+// mulHalfAVX2 multiplies n numbers, a multiple of 8, by as many in F16.
+//
+//go:noescape
+func mulHalfAVX2(x *float32, n int, h *byte)
 
 // expandQ4_0 writes 16 packed rows of Q4_0 as BF16 in pairs of columns.
 //

@@ -33902,6 +33902,701 @@ end1:
 	VZEROUPPER
 	RET
 
+// func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·colsInt8AVX2x1(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    dst+0(FP), BX
+	MOVQ    stride+8(FP), SI
+	VMOVDQU (BX), Y0
+	VMOVDQU 32(BX), Y1
+	VPXOR   Y2, Y2, Y2
+	VPXOR   Y3, Y3, Y3
+	VPXOR   Y4, Y4, Y4
+	VPXOR   Y5, Y5, Y5
+	VPXOR   Y6, Y6, Y6
+	VPXOR   Y7, Y7, Y7
+	SUBQ    $0x04, CX
+	JLT     few0
+
+four0:
+	VPMOVSXBD    (AX), Y8
+	VCVTDQ2PS    Y8, Y8
+	VPMOVSXBD    8(AX), Y9
+	VCVTDQ2PS    Y9, Y9
+	VBROADCASTSS (DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	VPMOVSXBD    16(AX), Y8
+	VCVTDQ2PS    Y8, Y8
+	VPMOVSXBD    24(AX), Y9
+	VCVTDQ2PS    Y9, Y9
+	VBROADCASTSS 4(DX), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y3
+	VPMOVSXBD    32(AX), Y8
+	VCVTDQ2PS    Y8, Y8
+	VPMOVSXBD    40(AX), Y9
+	VCVTDQ2PS    Y9, Y9
+	VBROADCASTSS 8(DX), Y10
+	VFMADD231PS  Y10, Y8, Y4
+	VFMADD231PS  Y10, Y9, Y5
+	VPMOVSXBD    48(AX), Y8
+	VCVTDQ2PS    Y8, Y8
+	VPMOVSXBD    56(AX), Y9
+	VCVTDQ2PS    Y9, Y9
+	VBROADCASTSS 12(DX), Y10
+	VFMADD231PS  Y10, Y8, Y6
+	VFMADD231PS  Y10, Y9, Y7
+	PREFETCHT0   4096(AX)
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVSXBD    (AX), Y8
+	VCVTDQ2PS    Y8, Y8
+	VPMOVSXBD    8(AX), Y9
+	VCVTDQ2PS    Y9, Y9
+	VBROADCASTSS (DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y1
+	PREFETCHT0   4096(AX)
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000004, DX
+	SUBQ         $0x01, CX
+	JGT          one0
+
+end0:
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y1, Y1
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y0, Y0
+	VADDPS  Y7, Y1, Y1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+// func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·colsInt8AVX2x4(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+	SUBQ    $0x04, CX
+	JLT     few0
+
+four0:
+	VPMOVSXBD    (AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS (DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    16(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 4(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    32(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 8(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 8(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 8(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 8(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    48(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 12(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 12(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 12(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 12(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVSXBD    (AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS (DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000004, DX
+	SUBQ         $0x01, CX
+	JGT          one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU 32(DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y3
+	SUBQ    $0x04, CX
+	JLT     few1
+
+four1:
+	VPMOVSXBD    8(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS (DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    24(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 4(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    40(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 8(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 8(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 8(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 8(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VPMOVSXBD    56(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS 12(DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 12(DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 12(DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 12(DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000040, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four1
+
+few1:
+	ADDQ $0x04, CX
+	JLE  end1
+
+one1:
+	VPMOVSXBD    8(AX), Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (DX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS (DX)(BX*1), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS (DX)(BX*2), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS (DX)(SI*1), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000004, DX
+	SUBQ         $0x01, CX
+	JGT          one1
+
+end1:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+// func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·colsInt4AVX2x1(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    dst+0(FP), BX
+	MOVQ    stride+8(FP), SI
+	VMOVDQU (BX), Y0
+	VMOVDQU 32(BX), Y1
+	VPXOR   Y2, Y2, Y2
+	VPXOR   Y3, Y3, Y3
+	VPXOR   Y4, Y4, Y4
+	VPXOR   Y5, Y5, Y5
+	VPXOR   Y6, Y6, Y6
+	VPXOR   Y7, Y7, Y7
+	SUBQ    $0x04, CX
+	JLT     few0
+
+four0:
+	VPMOVZXBD    (AX), Y8
+	VPMOVZXBD    8(AX), Y9
+	VPERMPS      gauss<>+0(SB), Y8, Y10
+	VPSLLD       $0x1c, Y8, Y11
+	VPAND        sign<>+0(SB), Y11, Y11
+	VPXOR        Y11, Y10, Y10
+	VPERMPS      gauss<>+0(SB), Y9, Y11
+	VPSLLD       $0x1c, Y9, Y12
+	VPAND        sign<>+0(SB), Y12, Y12
+	VPXOR        Y12, Y11, Y11
+	VPSRLD       $0x04, Y8, Y8
+	VPERMPS      gauss<>+0(SB), Y8, Y12
+	VPSLLD       $0x1c, Y8, Y8
+	VPAND        sign<>+0(SB), Y8, Y8
+	VPXOR        Y8, Y12, Y12
+	VPSRLD       $0x04, Y9, Y9
+	VPERMPS      gauss<>+0(SB), Y9, Y8
+	VPSLLD       $0x1c, Y9, Y9
+	VPAND        sign<>+0(SB), Y9, Y9
+	VPXOR        Y9, Y8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y10, Y0
+	VFMADD231PS  Y9, Y11, Y1
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y12, Y2
+	VFMADD231PS  Y9, Y8, Y3
+	VPMOVZXBD    16(AX), Y8
+	VPMOVZXBD    24(AX), Y9
+	VPERMPS      gauss<>+0(SB), Y8, Y10
+	VPSLLD       $0x1c, Y8, Y11
+	VPAND        sign<>+0(SB), Y11, Y11
+	VPXOR        Y11, Y10, Y10
+	VPERMPS      gauss<>+0(SB), Y9, Y11
+	VPSLLD       $0x1c, Y9, Y12
+	VPAND        sign<>+0(SB), Y12, Y12
+	VPXOR        Y12, Y11, Y11
+	VPSRLD       $0x04, Y8, Y8
+	VPERMPS      gauss<>+0(SB), Y8, Y12
+	VPSLLD       $0x1c, Y8, Y8
+	VPAND        sign<>+0(SB), Y8, Y8
+	VPXOR        Y8, Y12, Y12
+	VPSRLD       $0x04, Y9, Y9
+	VPERMPS      gauss<>+0(SB), Y9, Y8
+	VPSLLD       $0x1c, Y9, Y9
+	VPAND        sign<>+0(SB), Y9, Y9
+	VPXOR        Y9, Y8, Y8
+	VBROADCASTSS 8(DX), Y9
+	VFMADD231PS  Y9, Y10, Y4
+	VFMADD231PS  Y9, Y11, Y5
+	VBROADCASTSS 12(DX), Y9
+	VFMADD231PS  Y9, Y12, Y6
+	VFMADD231PS  Y9, Y8, Y7
+	PREFETCHT0   4096(AX)
+	ADDQ         $0x00000020, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVZXBD    (AX), Y8
+	VPMOVZXBD    8(AX), Y9
+	VPERMPS      gauss<>+0(SB), Y8, Y10
+	VPSLLD       $0x1c, Y8, Y11
+	VPAND        sign<>+0(SB), Y11, Y11
+	VPXOR        Y11, Y10, Y10
+	VPERMPS      gauss<>+0(SB), Y9, Y11
+	VPSLLD       $0x1c, Y9, Y12
+	VPAND        sign<>+0(SB), Y12, Y12
+	VPXOR        Y12, Y11, Y11
+	VPSRLD       $0x04, Y8, Y8
+	VPERMPS      gauss<>+0(SB), Y8, Y12
+	VPSLLD       $0x1c, Y8, Y8
+	VPAND        sign<>+0(SB), Y8, Y8
+	VPXOR        Y8, Y12, Y12
+	VPSRLD       $0x04, Y9, Y9
+	VPERMPS      gauss<>+0(SB), Y9, Y8
+	VPSLLD       $0x1c, Y9, Y9
+	VPAND        sign<>+0(SB), Y9, Y9
+	VPXOR        Y9, Y8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y10, Y0
+	VFMADD231PS  Y9, Y11, Y1
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y12, Y2
+	VFMADD231PS  Y9, Y8, Y3
+	PREFETCHT0   4096(AX)
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000008, DX
+	SUBQ         $0x02, CX
+	JGT          one0
+
+end0:
+	VADDPS  Y2, Y0, Y0
+	VADDPS  Y3, Y1, Y1
+	VADDPS  Y4, Y0, Y0
+	VADDPS  Y5, Y1, Y1
+	VADDPS  Y6, Y0, Y0
+	VADDPS  Y7, Y1, Y1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA gauss<>+0(SB)/4, $0x3e037b4a
+DATA gauss<>+4(SB)/4, $0x3ec6b50b
+DATA gauss<>+8(SB)/4, $0x3f28240b
+DATA gauss<>+12(SB)/4, $0x3f714120
+DATA gauss<>+16(SB)/4, $0x3fa0cb29
+DATA gauss<>+20(SB)/4, $0x3fcf1de7
+DATA gauss<>+24(SB)/4, $0x40046a7f
+DATA gauss<>+28(SB)/4, $0x402ee2eb
+DATA gauss<>+32(SB)/4, $0xbe037b4a
+DATA gauss<>+36(SB)/4, $0xbec6b50b
+DATA gauss<>+40(SB)/4, $0xbf28240b
+DATA gauss<>+44(SB)/4, $0xbf714120
+DATA gauss<>+48(SB)/4, $0xbfa0cb29
+DATA gauss<>+52(SB)/4, $0xbfcf1de7
+DATA gauss<>+56(SB)/4, $0xc0046a7f
+DATA gauss<>+60(SB)/4, $0xc02ee2eb
+GLOBL gauss<>(SB), RODATA|NOPTR, $64
+
+DATA sign<>+0(SB)/4, $0x80000000
+DATA sign<>+4(SB)/4, $0x80000000
+DATA sign<>+8(SB)/4, $0x80000000
+DATA sign<>+12(SB)/4, $0x80000000
+DATA sign<>+16(SB)/4, $0x80000000
+DATA sign<>+20(SB)/4, $0x80000000
+DATA sign<>+24(SB)/4, $0x80000000
+DATA sign<>+28(SB)/4, $0x80000000
+DATA sign<>+32(SB)/4, $0x80000000
+DATA sign<>+36(SB)/4, $0x80000000
+DATA sign<>+40(SB)/4, $0x80000000
+DATA sign<>+44(SB)/4, $0x80000000
+DATA sign<>+48(SB)/4, $0x80000000
+DATA sign<>+52(SB)/4, $0x80000000
+DATA sign<>+56(SB)/4, $0x80000000
+DATA sign<>+60(SB)/4, $0x80000000
+GLOBL sign<>(SB), RODATA|NOPTR, $64
+
+// func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·colsInt4AVX2x4(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+	SUBQ    $0x04, CX
+	JLT     few0
+
+four0:
+	VPMOVZXBD    (AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS (DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS (DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	VPMOVZXBD    16(AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS 8(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS 8(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS 8(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 12(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 12(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 12(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	ADDQ         $0x00000020, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVZXBD    (AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS (DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS (DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000008, DX
+	SUBQ         $0x02, CX
+	JGT          one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU 32(DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU 32(DI), Y3
+	SUBQ    $0x04, CX
+	JLT     few1
+
+four1:
+	VPMOVZXBD    8(AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS (DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS (DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	VPMOVZXBD    24(AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS 8(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS 8(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS 8(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 12(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 12(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 12(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	ADDQ         $0x00000020, AX
+	ADDQ         $0x00000010, DX
+	SUBQ         $0x04, CX
+	JGE          four1
+
+few1:
+	ADDQ $0x04, CX
+	JLE  end1
+
+one1:
+	VPMOVZXBD    8(AX), Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y5
+	VPSLLD       $0x1c, Y4, Y6
+	VPAND        sign<>+0(SB), Y6, Y6
+	VPXOR        Y6, Y5, Y5
+	VPSRLD       $0x04, Y4, Y4
+	VPERMPS      gauss<>+0(SB), Y4, Y6
+	VPSLLD       $0x1c, Y4, Y4
+	VPAND        sign<>+0(SB), Y4, Y4
+	VPXOR        Y4, Y6, Y6
+	VBROADCASTSS (DX), Y4
+	VFMADD231PS  Y4, Y5, Y0
+	VBROADCASTSS (DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y5, Y1
+	VBROADCASTSS (DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y5, Y2
+	VBROADCASTSS (DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y5, Y3
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y0
+	VBROADCASTSS 4(DX)(BX*1), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VBROADCASTSS 4(DX)(BX*2), Y4
+	VFMADD231PS  Y4, Y6, Y2
+	VBROADCASTSS 4(DX)(SI*1), Y4
+	VFMADD231PS  Y4, Y6, Y3
+	ADDQ         $0x00000010, AX
+	ADDQ         $0x00000008, DX
+	SUBQ         $0x02, CX
+	JGT          one1
+
+end1:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
+	VZEROUPPER
+	RET
+
 // func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
 TEXT ·dotQ4_0AVX512x1(SB), NOSPLIT, $0-56
@@ -54912,6 +55607,557 @@ end0:
 	VZEROUPPER
 	RET
 
+// func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt8AVX512x1(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      dst+0(FP), BX
+	MOVQ      stride+8(FP), SI
+	VMOVDQU32 (BX), Z0
+	VPXORD    Z1, Z1, Z1
+	VPXORD    Z2, Z2, Z2
+	VPXORD    Z3, Z3, Z3
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVSXBD        (AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST (DX), Z4, Z0
+	VPMOVSXBD        16(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 4(DX), Z4, Z1
+	VPMOVSXBD        32(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 8(DX), Z4, Z2
+	VPMOVSXBD        48(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 12(DX), Z4, Z3
+	PREFETCHT0       4096(AX)
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000010, DX
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVSXBD        (AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST (DX), Z4, Z0
+	PREFETCHT0       4096(AX)
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000004, DX
+	SUBQ             $0x01, CX
+	JGT              one0
+
+end0:
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z0, Z0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F
+TEXT ·colsInt8AVX512x4(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVSXBD        (AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST (DX), Z4, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z4, Z3
+	VPMOVSXBD        16(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 4(DX), Z4, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z4, Z3
+	VPMOVSXBD        32(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 8(DX), Z4, Z0
+	VFMADD231PS.BCST 8(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 8(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 8(DX)(SI*1), Z4, Z3
+	VPMOVSXBD        48(AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST 12(DX), Z4, Z0
+	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000010, DX
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVSXBD        (AX), Z4
+	VCVTDQ2PS        Z4, Z4
+	VFMADD231PS.BCST (DX), Z4, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z4, Z3
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000004, DX
+	SUBQ             $0x01, CX
+	JGT              one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F
+TEXT ·colsInt8AVX512x8(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	LEAQ      (DX)(BX*4), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVSXBD        (AX), Z8
+	VCVTDQ2PS        Z8, Z8
+	VFMADD231PS.BCST (DX), Z8, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST (DI), Z8, Z4
+	VFMADD231PS.BCST (DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST (DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST (DI)(SI*1), Z8, Z7
+	VPMOVSXBD        16(AX), Z8
+	VCVTDQ2PS        Z8, Z8
+	VFMADD231PS.BCST 4(DX), Z8, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 4(DI), Z8, Z4
+	VFMADD231PS.BCST 4(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 4(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 4(DI)(SI*1), Z8, Z7
+	VPMOVSXBD        32(AX), Z8
+	VCVTDQ2PS        Z8, Z8
+	VFMADD231PS.BCST 8(DX), Z8, Z0
+	VFMADD231PS.BCST 8(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 8(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 8(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 8(DI), Z8, Z4
+	VFMADD231PS.BCST 8(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 8(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 8(DI)(SI*1), Z8, Z7
+	VPMOVSXBD        48(AX), Z8
+	VCVTDQ2PS        Z8, Z8
+	VFMADD231PS.BCST 12(DX), Z8, Z0
+	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 12(DI), Z8, Z4
+	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
+	ADDQ             $0x00000040, AX
+	ADDQ             $0x00000010, DX
+	ADDQ             $0x00000010, DI
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVSXBD        (AX), Z8
+	VCVTDQ2PS        Z8, Z8
+	VFMADD231PS.BCST (DX), Z8, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST (DI), Z8, Z4
+	VFMADD231PS.BCST (DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST (DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST (DI)(SI*1), Z8, Z7
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000004, DX
+	ADDQ             $0x00000004, DI
+	SUBQ             $0x01, CX
+	JGT              one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
+	VZEROUPPER
+	RET
+
+// func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt4AVX512x1(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      dst+0(FP), BX
+	MOVQ      stride+8(FP), SI
+	VMOVDQU32 (BX), Z0
+	VPXORD    Z1, Z1, Z1
+	VPXORD    Z2, Z2, Z2
+	VPXORD    Z3, Z3, Z3
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVZXBD        (AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST (DX), Z5, Z0
+	VFMADD231PS.BCST 4(DX), Z4, Z1
+	VPMOVZXBD        16(AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST 8(DX), Z5, Z2
+	VFMADD231PS.BCST 12(DX), Z4, Z3
+	PREFETCHT0       4096(AX)
+	ADDQ             $0x00000020, AX
+	ADDQ             $0x00000010, DX
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVZXBD        (AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST (DX), Z5, Z0
+	VFMADD231PS.BCST 4(DX), Z4, Z1
+	PREFETCHT0       4096(AX)
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000008, DX
+	SUBQ             $0x02, CX
+	JGT              one0
+
+end0:
+	VADDPS  Z1, Z0, Z0
+	VADDPS  Z2, Z0, Z0
+	VADDPS  Z3, Z0, Z0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F
+TEXT ·colsInt4AVX512x4(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVZXBD        (AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST (DX), Z5, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z5, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z5, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z5, Z3
+	VFMADD231PS.BCST 4(DX), Z4, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z4, Z3
+	VPMOVZXBD        16(AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST 8(DX), Z5, Z0
+	VFMADD231PS.BCST 8(DX)(BX*1), Z5, Z1
+	VFMADD231PS.BCST 8(DX)(BX*2), Z5, Z2
+	VFMADD231PS.BCST 8(DX)(SI*1), Z5, Z3
+	VFMADD231PS.BCST 12(DX), Z4, Z0
+	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
+	ADDQ             $0x00000020, AX
+	ADDQ             $0x00000010, DX
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVZXBD        (AX), Z4
+	VMOVUPS          gauss<>+0(SB), Z5
+	VPERMPS          Z5, Z4, Z5
+	VPSRLD           $0x04, Z4, Z4
+	VMOVUPS          gauss<>+0(SB), Z6
+	VPERMPS          Z6, Z4, Z4
+	VFMADD231PS.BCST (DX), Z5, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z5, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z5, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z5, Z3
+	VFMADD231PS.BCST 4(DX), Z4, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z4, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z4, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z4, Z3
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000008, DX
+	SUBQ             $0x02, CX
+	JGT              one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX512F
+TEXT ·colsInt4AVX512x8(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	LEAQ      (DX)(BX*4), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
+	SUBQ      $0x04, CX
+	JLT       few0
+
+four0:
+	VPMOVZXBD        (AX), Z8
+	VMOVUPS          gauss<>+0(SB), Z9
+	VPERMPS          Z9, Z8, Z9
+	VPSRLD           $0x04, Z8, Z8
+	VMOVUPS          gauss<>+0(SB), Z10
+	VPERMPS          Z10, Z8, Z8
+	VFMADD231PS.BCST (DX), Z9, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z9, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z9, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z9, Z3
+	VFMADD231PS.BCST (DI), Z9, Z4
+	VFMADD231PS.BCST (DI)(BX*1), Z9, Z5
+	VFMADD231PS.BCST (DI)(BX*2), Z9, Z6
+	VFMADD231PS.BCST (DI)(SI*1), Z9, Z7
+	VFMADD231PS.BCST 4(DX), Z8, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 4(DI), Z8, Z4
+	VFMADD231PS.BCST 4(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 4(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 4(DI)(SI*1), Z8, Z7
+	VPMOVZXBD        16(AX), Z8
+	VMOVUPS          gauss<>+0(SB), Z9
+	VPERMPS          Z9, Z8, Z9
+	VPSRLD           $0x04, Z8, Z8
+	VMOVUPS          gauss<>+0(SB), Z10
+	VPERMPS          Z10, Z8, Z8
+	VFMADD231PS.BCST 8(DX), Z9, Z0
+	VFMADD231PS.BCST 8(DX)(BX*1), Z9, Z1
+	VFMADD231PS.BCST 8(DX)(BX*2), Z9, Z2
+	VFMADD231PS.BCST 8(DX)(SI*1), Z9, Z3
+	VFMADD231PS.BCST 8(DI), Z9, Z4
+	VFMADD231PS.BCST 8(DI)(BX*1), Z9, Z5
+	VFMADD231PS.BCST 8(DI)(BX*2), Z9, Z6
+	VFMADD231PS.BCST 8(DI)(SI*1), Z9, Z7
+	VFMADD231PS.BCST 12(DX), Z8, Z0
+	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 12(DI), Z8, Z4
+	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
+	ADDQ             $0x00000020, AX
+	ADDQ             $0x00000010, DX
+	ADDQ             $0x00000010, DI
+	SUBQ             $0x04, CX
+	JGE              four0
+
+few0:
+	ADDQ $0x04, CX
+	JLE  end0
+
+one0:
+	VPMOVZXBD        (AX), Z8
+	VMOVUPS          gauss<>+0(SB), Z9
+	VPERMPS          Z9, Z8, Z9
+	VPSRLD           $0x04, Z8, Z8
+	VMOVUPS          gauss<>+0(SB), Z10
+	VPERMPS          Z10, Z8, Z8
+	VFMADD231PS.BCST (DX), Z9, Z0
+	VFMADD231PS.BCST (DX)(BX*1), Z9, Z1
+	VFMADD231PS.BCST (DX)(BX*2), Z9, Z2
+	VFMADD231PS.BCST (DX)(SI*1), Z9, Z3
+	VFMADD231PS.BCST (DI), Z9, Z4
+	VFMADD231PS.BCST (DI)(BX*1), Z9, Z5
+	VFMADD231PS.BCST (DI)(BX*2), Z9, Z6
+	VFMADD231PS.BCST (DI)(SI*1), Z9, Z7
+	VFMADD231PS.BCST 4(DX), Z8, Z0
+	VFMADD231PS.BCST 4(DX)(BX*1), Z8, Z1
+	VFMADD231PS.BCST 4(DX)(BX*2), Z8, Z2
+	VFMADD231PS.BCST 4(DX)(SI*1), Z8, Z3
+	VFMADD231PS.BCST 4(DI), Z8, Z4
+	VFMADD231PS.BCST 4(DI)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 4(DI)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 4(DI)(SI*1), Z8, Z7
+	ADDQ             $0x00000010, AX
+	ADDQ             $0x00000008, DX
+	ADDQ             $0x00000008, DI
+	SUBQ             $0x02, CX
+	JGT              one0
+
+end0:
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
+	VZEROUPPER
+	RET
+
 // func roundAVX2(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
 // Requires: AVX, AVX2
 TEXT ·roundAVX2(SB), NOSPLIT, $0-48
@@ -55365,24 +56611,6 @@ next:
 	VZEROUPPER
 	RET
 
-DATA sign<>+0(SB)/4, $0x80000000
-DATA sign<>+4(SB)/4, $0x80000000
-DATA sign<>+8(SB)/4, $0x80000000
-DATA sign<>+12(SB)/4, $0x80000000
-DATA sign<>+16(SB)/4, $0x80000000
-DATA sign<>+20(SB)/4, $0x80000000
-DATA sign<>+24(SB)/4, $0x80000000
-DATA sign<>+28(SB)/4, $0x80000000
-DATA sign<>+32(SB)/4, $0x80000000
-DATA sign<>+36(SB)/4, $0x80000000
-DATA sign<>+40(SB)/4, $0x80000000
-DATA sign<>+44(SB)/4, $0x80000000
-DATA sign<>+48(SB)/4, $0x80000000
-DATA sign<>+52(SB)/4, $0x80000000
-DATA sign<>+56(SB)/4, $0x80000000
-DATA sign<>+60(SB)/4, $0x80000000
-GLOBL sign<>(SB), RODATA|NOPTR, $64
-
 // func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
 // Requires: AVX, AVX2, FMA3
 TEXT ·geluMulAVX2(SB), NOSPLIT, $0-32
@@ -55580,6 +56808,49 @@ next:
 	ADDQ    $0x20, CX
 	SUBQ    $0x08, DX
 	JG      next
+	VZEROUPPER
+	RET
+
+// func dotHalfAVX2(x *float32, n int, h *byte) float32
+// Requires: AVX, F16C, FMA3, SSE
+TEXT ·dotHalfAVX2(SB), NOSPLIT, $0-28
+	MOVQ   x+0(FP), AX
+	MOVQ   n+8(FP), CX
+	MOVQ   h+16(FP), DX
+	VXORPS Y0, Y0, Y0
+
+next:
+	VCVTPH2PS   (DX), Y1
+	VFMADD231PS (AX), Y1, Y0
+	ADDQ        $0x10, DX
+	ADDQ        $0x20, AX
+	SUBQ        $0x08, CX
+	JG          next
+	VPERM2F128  $0x01, Y0, Y0, Y1
+	VADDPS      Y1, Y0, Y0
+	VPERMILPS   $0x4e, Y0, Y1
+	VADDPS      Y1, Y0, Y0
+	VPERMILPS   $0xb1, Y0, Y1
+	VADDPS      Y1, Y0, Y0
+	MOVSS       X0, ret+24(FP)
+	VZEROUPPER
+	RET
+
+// func mulHalfAVX2(x *float32, n int, h *byte)
+// Requires: AVX, F16C
+TEXT ·mulHalfAVX2(SB), NOSPLIT, $0-24
+	MOVQ x+0(FP), AX
+	MOVQ n+8(FP), CX
+	MOVQ h+16(FP), DX
+
+next:
+	VCVTPH2PS (DX), Y0
+	VMULPS    (AX), Y0, Y0
+	VMOVUPS   Y0, (AX)
+	ADDQ      $0x10, DX
+	ADDQ      $0x20, AX
+	SUBQ      $0x08, CX
+	JG        next
 	VZEROUPPER
 	RET
 

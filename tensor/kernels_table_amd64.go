@@ -38,11 +38,15 @@ var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{
 		F32:  {0: colsF32AVX2x1, 1: colsF32AVX2x4},
 		F16:  {0: colsF16AVX2x1, 1: colsF16AVX2x4},
 		BF16: {0: colsBF16AVX2x1, 1: colsBF16AVX2x4},
+		Int8: {0: colsInt8AVX2x1, 1: colsInt8AVX2x4},
+		Int4: {0: colsInt4AVX2x1, 1: colsInt4AVX2x4},
 	},
 	AVX512: {
 		F32:  {0: colsF32AVX512x1, 1: colsF32AVX512x4, 2: colsF32AVX512x8},
 		F16:  {0: colsF16AVX512x1, 1: colsF16AVX512x4, 2: colsF16AVX512x8},
 		BF16: {0: colsBF16AVX512x1, 1: colsBF16AVX512x4, 2: colsBF16AVX512x8},
+		Int8: {0: colsInt8AVX512x1, 1: colsInt8AVX512x4, 2: colsInt8AVX512x8},
+		Int4: {0: colsInt4AVX512x1, 1: colsInt4AVX512x4, 2: colsInt4AVX512x8},
 	},
 }
 

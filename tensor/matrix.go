@@ -123,6 +123,10 @@ func (m Matrix) Bytes() int {
 
 // Row writes one row as numbers: an embedding.
 func (m Matrix) Row(dst []float32, row int) {
+	if m.Type == Int8 || m.Type == Int4 {
+		m.rowRounded(dst, row)
+		return
+	}
 	f := formats[m.Type]
 	group, block := m.group(row/Lanes), make([]byte, f.bytes)
 	decode := decoders[m.Type]

@@ -74,6 +74,22 @@ func expSum(isa ISA, x []float32, top float32) (sum float32) {
 	return sum + expSumScalar(x[n:], top)
 }
 
+func dotHalf(isa ISA, h []byte, x []float32) (sum float32) {
+	n := vectored(isa, len(x))
+	if n > 0 {
+		sum = dotHalfAVX2(&x[0], n, &h[0])
+	}
+	return sum + dotHalfScalar(h[2*n:], x[n:])
+}
+
+func mulHalf(isa ISA, x []float32, h []byte) {
+	n := vectored(isa, len(x))
+	if n > 0 {
+		mulHalfAVX2(&x[0], n, &h[0])
+	}
+	mulHalfScalar(x[n:], h[2*n:])
+}
+
 // sweep reads b, whose length is a multiple of 256.
 func sweep(isa ISA, b []byte) uint64 {
 	if isa == Scalar || len(b) == 0 {

@@ -86,6 +86,12 @@ func ParseType(name string) (Type, error) {
 
 // String returns the name that GGUF's users know, or the number of a type that is not known here.
 func (t Type) String() string {
+	switch t {
+	case Int8:
+		return "INT8"
+	case Int4:
+		return "INT4"
+	}
 	if f := formats[t]; f != nil {
 		return f.name
 	}

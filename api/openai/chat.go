@@ -155,7 +155,11 @@ func (c *chatRequest) requests(m *host.Model, prompt []int32, tenant string) ([]
 		if err != nil {
 			return nil, err
 		}
-		list[i] = engine.Request{Tenant: tenant, Prompt: prompt, Limit: limit, Sampling: sampling, Stop: c.Stop, Likely: -1, Form: form}
+		sparse, err := c.attention()
+		if err != nil {
+			return nil, err
+		}
+		list[i] = engine.Request{Tenant: tenant, Prompt: prompt, Limit: limit, Sampling: sampling, Stop: c.Stop, Likely: -1, Form: form, Sparse: sparse}
 		if c.LogProbs {
 			list[i].Likely = value(c.TopLogProbs, 0)
 		}

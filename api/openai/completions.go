@@ -193,7 +193,11 @@ func (c *completionRequest) requests(m *host.Model, tenant string) (list []engin
 			if err != nil {
 				return nil, nil, err
 			}
-			q := engine.Request{Tenant: tenant, Prompt: prompt, Limit: limit, Sampling: sampling, Stop: c.Stop, Likely: -1}
+			sparse, err := c.attention()
+			if err != nil {
+				return nil, nil, err
+			}
+			q := engine.Request{Tenant: tenant, Prompt: prompt, Limit: limit, Sampling: sampling, Stop: c.Stop, Likely: -1, Sparse: sparse}
 			if c.LogProbs != nil {
 				q.Likely = *c.LogProbs
 			}

@@ -50,6 +50,10 @@ func NewCollector(h *host.Host, answers *cache.Answers) prometheus.Collector {
 		{"cache_hit_tokens_total", "Tokens of prompts found in the prefix cache.", counter, func(s engine.Stats) float64 { return float64(s.Cache.Hits) }},
 		{"cache_miss_tokens_total", "Tokens of prompts not found there.", counter, func(s engine.Stats) float64 { return float64(s.Cache.Misses) }},
 		{"cache_used_pages", "Pages of keys and values in use.", gauge, func(s engine.Stats) float64 { return float64(s.Cache.Used) }},
+		{"cache_written_pages_total", "Pages that went to disk.", counter, func(s engine.Stats) float64 { return float64(s.Cache.Written) }},
+		{"cache_read_pages_total", "Pages that came back from disk.", counter, func(s engine.Stats) float64 { return float64(s.Cache.Read) }},
+		{"cache_lost_pages_total", "Pages that could not be written or read.", counter, func(s engine.Stats) float64 { return float64(s.Cache.Lost) }},
+		{"cache_disk_bytes", "Bytes of pages on disk.", gauge, func(s engine.Stats) float64 { return float64(s.Cache.Disk) }},
 		{"cache_pages", "Pages of keys and values.", gauge, func(s engine.Stats) float64 { return float64(s.Cache.Pages) }},
 	} {
 		c.counts = append(c.counts, count{prometheus.NewDesc("atoll_model_"+n.name, n.help, of, nil), n.kind, n.read})

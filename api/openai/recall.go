@@ -30,7 +30,7 @@ func (a *api) answerKey(m *host.Model, s *settings, kind string, prompt []int32,
 		return ""
 	}
 	sum := blake3.New()
-	for _, part := range [][]byte{[]byte(m.Info.Digest), []byte(kind), canonical} {
+	for _, part := range [][]byte{[]byte(m.Info.Digest), []byte(m.Engine.Numbers()), []byte(kind), canonical} {
 		_, _ = sum.Write(binary.LittleEndian.AppendUint64(nil, uint64(len(part)))) // never fails
 		_, _ = sum.Write(part)
 	}

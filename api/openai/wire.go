@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/atoll-run/atoll/llm/engine"
+	"github.com/atoll-run/atoll/tensor"
 )
 
 // settings are the parameters that chat and text completions share. Pointers tell
@@ -26,6 +27,7 @@ type settings struct {
 	TopK              int                `json:"top_k"`              // not OpenAI's, but widely understood
 	MinP              float32            `json:"min_p"`              // as well
 	RepetitionPenalty float32            `json:"repetition_penalty"` // as well
+	Attention         string             `json:"attention"`          // ours: see engine.ParseAttention
 }
 
 type streamOptions struct {
@@ -73,6 +75,9 @@ func (s *settings) check() error {
 	if s.StreamOptions != nil && !s.Stream {
 		return invalid("stream_options", "The 'stream_options' parameter is only allowed when 'stream' is enabled.")
 	}
+	if _, err := s.attention(); err != nil {
+		return invalid("attention", "Invalid 'attention': expected full, window, window:TOKENS, sparse or sparse:PAGES.")
+	}
 	for _, err := range []error{
 		between("temperature", value(s.Temperature, 1), 0, 2), between("top_p", value(s.TopP, 1), 0, 1), between("min_p", s.MinP, 0, 1),
 		between("frequency_penalty", s.FrequencyPenalty, -2, 2), between("presence_penalty", s.PresencePenalty, -2, 2),
@@ -83,6 +88,15 @@ func (s *settings) check() error {
 		}
 	}
 	return nil
+}
+
+// attention is what tokens attend to; nil is as the server's settings say.
+func (s *settings) attention() (*tensor.Sparse, error) {
+	if s.Attention == "" {
+		return nil, nil
+	}
+	sparse, err := engine.ParseAttention(s.Attention)
+	return &sparse, err
 }
 
 func value[T any](p *T, absent T) T {

@@ -82,7 +82,7 @@ func (o *ours) prefill(n int) (float64, error) {
 	if o.text != nil {
 		o.text.Release()
 	}
-	o.text = o.kv.NewSequence()
+	o.text = o.kv.NewSequence("")
 	tokens := make([]int32, n)
 	for i := range tokens {
 		tokens[i] = prompt(i)

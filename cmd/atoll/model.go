@@ -39,9 +39,8 @@ type modelFlags struct {
 	memory  size
 	cache   size
 	guess   int
-	numbers string
-	near    int
-	sinks   int
+	kv      string
+	attend  string
 }
 
 func (f *modelFlags) add(cmd *cobra.Command) {
@@ -51,19 +50,21 @@ func (f *modelFlags) add(cmd *cobra.Command) {
 	fl.Var(&f.memory, "memory", "`bytes` for all models together; default four fifths of the machine's")
 	fl.Var(&f.cache, "cache", "`bytes` for keys and values; default what one window needs")
 	fl.IntVar(&f.guess, "guess", 0, "`tokens` to guess ahead from what is in the text already")
-	fl.StringVar(&f.numbers, "cache-type", "F16", "how keys and values are kept: `F16` or BF16")
-	fl.IntVar(&f.near, "attend-near", 0, "attend to so many `tokens` before only, and to --attend-first")
-	fl.IntVar(&f.sinks, "attend-first", 64, "`tokens` at the beginning that always are attended to")
+	fl.StringVar(&f.kv, "kv", "f16", "how keys and values are kept: `f16`, bf16, int8 or int4")
+	fl.StringVar(&f.attend, "attention", "full", "what tokens attend to: `full`, window[:TOKENS] or sparse[:PAGES]")
 }
 
 func (f *modelFlags) host(a *app) (llmhost.Config, error) {
-	numbers, err := tensor.ParseType(f.numbers)
+	numbers, err := tensor.ParseKV(f.kv)
 	if err != nil {
-		return llmhost.Config{}, usageError(f.numbers, "use F16 or BF16", "--cache-type: %v", err)
+		return llmhost.Config{}, usageError(f.kv, "use f16, bf16, int8 or int4", "--kv: %v", err)
+	}
+	sparse, err := engine.ParseAttention(f.attend)
+	if err != nil {
+		return llmhost.Config{}, err
 	}
 	c := llmhost.Config{Store: a.modelStore(), Threads: f.threads, Memory: int64(f.memory),
-		Engine: engine.Config{Window: f.window, CacheBytes: int64(f.cache), CacheType: numbers, Guess: f.guess}}
-	c.Engine.Sparse.Window, c.Engine.Sparse.Sinks = f.near, f.sinks
+		Engine: engine.Config{Window: f.window, CacheBytes: int64(f.cache), CacheType: numbers, Guess: f.guess, Sparse: sparse}}
 	return c, nil
 }
 

@@ -3,6 +3,7 @@ package cache
 import (
 	"container/list"
 	"encoding/binary"
+	"errors"
 	"slices"
 
 	"github.com/zeebo/blake3"
@@ -18,6 +19,14 @@ func Root(model string) Key {
 	sum := blake3.Sum256([]byte(model))
 	copy(k[:], sum[:])
 	return k
+}
+
+// of is the key before the first page of texts of a kind.
+func (k Key) of(kind string) Key {
+	if kind == "" {
+		return k
+	}
+	return Root(string(k[:]) + kind)
 }
 
 func (k Key) next(tokens []int32) Key {
@@ -38,6 +47,7 @@ func (k Key) next(tokens []int32) Key {
 // is used by one goroutine at a time.
 type Pool struct {
 	*store
+	shelf *shelf // where pages go that make room; nil is nowhere
 	root  Key
 	refs  []int32
 	keys  []Key // of each page; zero when it is not indexed
@@ -53,6 +63,9 @@ type Stats struct {
 	Pages, Used, Idle int   // of all pages, those in use and those kept for being found
 	Hits, Misses      int64 // tokens of prompts that were found, and that had to be computed
 	Evicted           int64 // pages
+	Written, Read     int64 // pages, to disk and back
+	Lost              int64 // pages that could not be written or read
+	Disk              int64 // bytes of the pages on disk
 }
 
 // New makes a pool of so many pages, at least one. The root tells models apart.
@@ -71,8 +84,28 @@ func New(l Layout, pages int, root Key) (*Pool, error) {
 	return p, nil
 }
 
-// Close gives the memory back. No sequence may be used any more.
-func (p *Pool) Close() error { return p.memory.Free() }
+// Keep makes the pool put pages that must make room in dir, at most so many bytes of them, and take in what a pool of the same
+// model and layout has left there. It fails with Conflict when another process has dir.
+func (p *Pool) Keep(dir string, bytes int64) (err error) {
+	p.shelf, err = openShelf(dir, bytes, p.header(), p.layout.PageBytes())
+	return err
+}
+
+// Close gives the memory back, after what can still be found has been put on disk, where Keep said so. No sequence may be used any more.
+func (p *Pool) Close() error {
+	var err error
+	if p.shelf != nil {
+		skip := p.idle.Len() - int(p.shelf.limit/p.shelf.size)
+		for e := p.idle.Front(); e != nil; e = e.Next() {
+			if page := e.Value.(Page); skip <= 0 {
+				p.shelf.put(p.keys[page], p.page(page))
+			}
+			skip--
+		}
+		err = p.shelf.close()
+	}
+	return errors.Join(err, p.memory.Free())
+}
 
 // Layout is the shape of the pool's pages.
 func (p *Pool) Layout() Layout { return p.layout }
@@ -85,6 +118,9 @@ func (p *Pool) Stats() Stats {
 	s := p.stats
 	s.Pages, s.Idle = len(p.refs), p.idle.Len()
 	s.Used = s.Pages - s.Idle - len(p.free)
+	if p.shelf != nil {
+		s.Written, s.Read, s.Lost, s.Disk = p.shelf.counts()
+	}
 	return s
 }
 
@@ -95,6 +131,9 @@ func (p *Pool) take() (Page, bool) {
 			return 0, false
 		}
 		page := oldest.Value.(Page)
+		if p.shelf != nil {
+			p.shelf.put(p.keys[page], p.page(page))
+		}
 		p.forget(page)
 		p.stats.Evicted++
 	}
@@ -121,6 +160,23 @@ func (p *Pool) find(k Key) (Page, bool) {
 		p.hold(page)
 	}
 	return page, ok
+}
+
+// bring is find that looks on disk as well.
+func (p *Pool) bring(k Key) (Page, bool) {
+	if page, ok := p.find(k); ok || p.shelf == nil || !p.shelf.has(k) {
+		return page, ok
+	}
+	page, ok := p.take()
+	if !ok {
+		return 0, false
+	}
+	if !p.shelf.get(k, p.page(page)) {
+		p.release(page)
+		return 0, false
+	}
+	p.index[k], p.keys[page] = page, k
+	return page, true
 }
 
 func (p *Pool) hold(page Page) {
@@ -157,13 +213,14 @@ func (p *Pool) publish(page Page, k Key) Page {
 // though there may be room for them.
 type Sequence struct {
 	pool   *Pool
+	root   Key
 	pages  []Page
 	keys   []Key // of the full pages that are published
 	tokens []int32
 }
 
-// NewSequence begins a text.
-func (p *Pool) NewSequence() *Sequence { return &Sequence{pool: p} }
+// NewSequence begins a text. It shares pages with texts of its kind only: those computed alike, the plain way if "".
+func (p *Pool) NewSequence(kind string) *Sequence { return &Sequence{pool: p, root: p.root.of(kind)} }
 
 // Len is how many tokens have keys and values.
 func (s *Sequence) Len() int { return len(s.tokens) }
@@ -171,23 +228,31 @@ func (s *Sequence) Len() int { return len(s.tokens) }
 // Pages are the pages in order; the slice is valid until the next call.
 func (s *Sequence) Pages() []Page { return s.pages }
 
-// Adopt begins with as many whole pages of tokens as are known, always leaving
-// one token to compute, since the model must say what follows it. It returns how
-// many tokens need not be computed. The sequence must be empty.
+// Adopt goes on with as many whole pages of tokens as are known, always leaving one token to compute, since the model must say
+// what follows it. It returns how many tokens so need not be computed: none unless the sequence ends with a page.
 func (s *Sequence) Adopt(tokens []int32) int {
-	n, key := s.pool.layout.KV.PageLen, s.pool.root
+	n, key, before := s.pool.layout.KV.PageLen, s.root, len(s.tokens)
+	if len(s.pages)*n != before {
+		return 0
+	}
+	if len(s.keys) > 0 {
+		key = s.keys[len(s.keys)-1]
+	}
 	for len(tokens)-len(s.tokens) > n {
 		key = key.next(tokens[len(s.tokens):][:n])
-		page, ok := s.pool.find(key)
+		page, ok := s.pool.bring(key)
 		if !ok {
 			break
 		}
 		s.pages, s.keys = append(s.pages, page), append(s.keys, key)
 		s.tokens = append(s.tokens, tokens[len(s.tokens):][:n]...)
 	}
-	s.pool.stats.Hits += int64(len(s.tokens))
-	s.pool.stats.Misses += int64(len(tokens) - len(s.tokens))
-	return len(s.tokens)
+	found := int64(len(s.tokens) - before)
+	s.pool.stats.Hits += found
+	if s.pool.stats.Misses -= found; before == 0 {
+		s.pool.stats.Misses += int64(len(tokens))
+	}
+	return len(s.tokens) - before
 }
 
 // Need is how many more pages room for n further tokens takes.
@@ -215,7 +280,7 @@ func (s *Sequence) Commit(tokens ...int32) {
 	s.tokens = append(s.tokens, tokens...)
 	n := s.pool.layout.KV.PageLen
 	for i := len(s.keys); (i+1)*n <= len(s.tokens); i++ {
-		key := s.pool.root
+		key := s.root
 		if i > 0 {
 			key = s.keys[i-1]
 		}

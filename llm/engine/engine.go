@@ -8,7 +8,8 @@ package engine
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"log/slog"
 	"math"
 	"sync"
 	"time"
@@ -31,11 +32,12 @@ type Config struct {
 	Batch      int            // tokens of one pass; default 512
 	Chunk      int            // tokens of one prompt in a pass in which others generate; default 128
 	Guess      int            // tokens to guess ahead from the text itself; 0 is none
-	Sparse     model.Sparse   // far-away tokens to leave out
+	Sparse     tensor.Sparse  // what tokens attend to, unless a request says otherwise
 	Weights    map[string]int // of tenants; absent is 1
 	Digest     string         // of the model, which the cached prefixes belong to
-	CacheFile  string         // keeps prefixes from one start to the next; "" is nowhere
-	FileBytes  int64          // of CacheFile at most; default 256 MiB
+	KeepDir    string         // where keys and values go that must make room, and stay from one start to the next; "" is nowhere
+	KeepBytes  int64          // in KeepDir at most; default 512 MiB
+	Log        *slog.Logger   // nil is nowhere
 }
 
 // pageLen is the tokens of a page: little enough to share short prefixes, enough
@@ -57,8 +59,8 @@ func (c *Config) defaults(m model.Config) {
 	if c.CacheType == tensor.F32 {
 		c.CacheType = tensor.F16
 	}
-	if c.FileBytes <= 0 {
-		c.FileBytes = 256 << 20
+	if c.KeepBytes <= 0 {
+		c.KeepBytes = 512 << 20
 	}
 }
 
@@ -111,10 +113,10 @@ func New(m *model.Model, tokens *tokenizer.Tokenizer, c Config) (*Engine, error)
 	if err != nil {
 		return nil, err
 	}
-	if c.CacheFile != "" {
-		if err := kv.Read(c.CacheFile); err != nil && !sandbox.Is(err, sandbox.NotFound) {
-			_ = kv.Close()
-			return nil, err
+	if c.KeepDir != "" {
+		// Without a disk, or beside another process that has it, a model is served all the same.
+		if err := kv.Keep(c.KeepDir, c.KeepBytes); err != nil && c.Log != nil {
+			c.Log.Warn("keys and values are not kept on disk", "error", err)
 		}
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -139,11 +141,14 @@ func (e *Engine) Window() int { return e.config.Window }
 // CacheType is how keys and values are kept.
 func (e *Engine) CacheType() tensor.Type { return e.config.CacheType }
 
-// Sparse is what is left out of attention.
-func (e *Engine) Sparse() model.Sparse { return e.config.Sparse }
+// Numbers names what answers depend on beside the model and the request.
+func (e *Engine) Numbers() string { return fmt.Sprint(e.config.CacheType, e.config.Sparse) }
+
+// Sparse is what tokens attend to.
+func (e *Engine) Sparse() tensor.Sparse { return e.config.Sparse }
 
 // Close ends the loop; requests under way fail with Unavailable. Prefixes are kept
-// in Config.CacheFile.
+// in Config.KeepDir.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	closed := e.closed
@@ -154,11 +159,7 @@ func (e *Engine) Close() error {
 	}
 	e.stop()
 	<-e.done
-	var err error
-	if e.config.CacheFile != "" {
-		err = e.kv.Write(e.config.CacheFile, e.config.FileBytes)
-	}
-	return errors.Join(err, e.kv.Close())
+	return e.kv.Close()
 }
 
 // Request asks for a continuation of a text.
@@ -171,6 +172,7 @@ type Request struct {
 	Likely   int              // for each token, how many of the likeliest are told; -1 is none, and no probability either
 	Form     *grammar.Grammar // what the answer must be like; nil is anything. It must not be used elsewhere
 	Endless  bool             // go on where the model wants to end: for measuring
+	Sparse   *tensor.Sparse   // what tokens attend to; nil is as Config says
 	Embed    bool             // no answer but the state of the text, see Engine.Embed
 }
 
@@ -226,6 +228,10 @@ func (e *Engine) Submit(ctx context.Context, r Request) (*Stream, error) {
 		r.Limit = left
 	}
 	s := newSequence(ctx, r)
+	s.sparse = e.config.Sparse
+	if r.Sparse != nil {
+		s.sparse = *r.Sparse
+	}
 	if r.Form != nil {
 		s.form = grammar.NewMatcher(r.Form, e.vocab())
 	}

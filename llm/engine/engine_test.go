@@ -139,7 +139,7 @@ func TestAnswersAreTheSameAloneTogetherAndWithGuesses(t *testing.T) {
 
 // conformance: L5 L8
 func TestAKnownPrefixIsNotComputedAgainAndIsKept(t *testing.T) {
-	c := engine.Config{Digest: "d", CacheFile: filepath.Join(t.TempDir(), "pages")}
+	c := engine.Config{Digest: "d", KeepDir: filepath.Join(t.TempDir(), "pages")}
 	e := start(t, c)
 	r := engine.Request{Prompt: question(t, strings.Repeat("The reef is a ring around the lagoon. ", 12)+"What is the reef?"), Limit: 8, Likely: -1}
 	first := ask(t, e, r)

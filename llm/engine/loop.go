@@ -80,7 +80,7 @@ func (e *Engine) admit() {
 			break
 		}
 		if s.kv == nil {
-			s.kv = e.kv.NewSequence()
+			s.kv = e.kv.NewSequence(kindOf(s.sparse))
 		}
 		if s.kv.Len() == 0 && !s.req.Embed {
 			cached := s.kv.Adopt(s.text)
@@ -140,7 +140,7 @@ func (e *Engine) pass(ctx context.Context) error {
 		}
 		at := &batches[kind]
 		at.b.Tokens = append(append(at.b.Tokens, s.text[s.kv.Len():s.kv.Len()+known]...), s.drafts...)
-		at.b.Parts = append(at.b.Parts, model.Part{Pages: s.kv.Pages(), Start: s.kv.Len(), Tokens: n, Last: last})
+		at.b.Parts = append(at.b.Parts, model.Part{Pages: s.kv.Pages(), Start: s.kv.Len(), Tokens: n, Last: last, Sparse: s.sparse})
 		at.seqs = append(at.seqs, s)
 	}
 	began := time.Now()
@@ -149,7 +149,6 @@ func (e *Engine) pass(ctx context.Context) error {
 		if len(at.seqs) == 0 {
 			continue
 		}
-		at.b.Sparse = e.config.Sparse
 		r, err := e.model.Forward(ctx, e.kv, &at.b)
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"github.com/atoll-run/atoll/llm/cache"
 	"github.com/atoll-run/atoll/llm/grammar"
 	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/tensor"
 )
 
 // sequence is one request on its way through the engine. Up to mu its fields are
@@ -21,6 +22,7 @@ type sequence struct {
 
 	text   []int32 // prompt and answer
 	kv     *cache.Sequence
+	sparse tensor.Sparse
 	sample *sampler
 	form   *grammar.Matcher
 	ending *ending

@@ -29,7 +29,7 @@ type Config struct {
 	Also    map[string]string // names for files and addresses that were not imported
 	Threads int               // that compute; default all CPUs
 	Memory  int64             // bytes for all models together; default four fifths of the machine's
-	Engine  engine.Config     // of each model; Digest and CacheFile are filled in
+	Engine  engine.Config     // of each model; Digest, KeepDir and Log are filled in
 	Keep    string            // directory in which prefixes are kept from one start to the next; "" is nowhere
 	Log     *slog.Logger
 }
@@ -172,9 +172,9 @@ func (h *Host) load(m *Model, ref string) error {
 	if ec.Window <= 0 {
 		ec.Window = min(c.Context, defaultWindow)
 	}
-	ec.Digest = m.Info.Digest
+	ec.Digest, ec.Log = m.Info.Digest, h.config.Log
 	if h.config.Keep != "" && ec.Digest != "" {
-		ec.CacheFile = filepath.Join(h.config.Keep, strings.ReplaceAll(ec.Digest, ":", "-")+".pages")
+		ec.KeepDir = filepath.Join(h.config.Keep, strings.ReplaceAll(ec.Digest, ":", "-"))
 	}
 	weights, err := model.Weights(src, model.Shard{})
 	if err != nil {

@@ -249,7 +249,7 @@ func begin(t testing.TB, m *model.Model) *text {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = kv.Close() })
-	return &text{kv: kv, seq: kv.NewSequence()}
+	return &text{kv: kv, seq: kv.NewSequence("")}
 }
 
 // part is the next tokens, of which all logits are wanted.
@@ -402,7 +402,7 @@ func TestABatchComputesWhatEachTextDoesAlone(t *testing.T) {
 	var want []float32
 	for _, n := range []int{5, 33, 1, 16} {
 		tokens := ref.Tokens[40-n:]
-		x := &text{kv: kv, seq: kv.NewSequence()}
+		x := &text{kv: kv, seq: kv.NewSequence("")}
 		b.Tokens, b.Parts = append(b.Tokens, tokens...), append(b.Parts, x.part(n))
 		want = append(want, begin(t, m).next(t, m, tokens)...)
 	}

@@ -17,8 +17,6 @@ type Batch struct {
 	Hidden []float32
 	// StatesOnly asks for Result.States instead of logits: embeddings of text.
 	StatesOnly bool
-	// Sparse leaves out what far-away tokens have to say; the zero value nothing.
-	Sparse Sparse
 }
 
 // Part is the next tokens of one text.
@@ -27,6 +25,7 @@ type Part struct {
 	Start  int          // position of the first
 	Tokens int
 	Last   int // of how many tokens, from the end, the result is wanted
+	Sparse tensor.Sparse
 }
 
 // Block is how many consecutive tokens of a part, from a multiple of it on, are computed as a block, which is faster and
@@ -37,13 +36,6 @@ const Block = 32
 // blocks returns the part's tokens in whole blocks.
 func (p *Part) blocks() (from, to int) {
 	return (p.Start+Block-1)/Block*Block - p.Start, (p.Start+p.Tokens)/Block*Block - p.Start
-}
-
-// Sparse says which pages are attended to. Pages hold several tokens, so bounds are
-// rounded up to whole pages.
-type Sparse struct {
-	Window int // tokens before the present one; 0 is all
-	Sinks  int // tokens at the beginning of the text that always are
 }
 
 // Result is what a pass found. Its slices are valid until the next pass.
@@ -59,17 +51,18 @@ type state struct {
 	hidden, normed, partial, last, logits []float32
 	q, k, v, gathered, gate, up           []float32
 	angles, localAngles                   []float32
-	slots                                 []slot
+	runs                                  []run
 	outputs                               []int
 	many, manyOutputs                     []tensor.Range // rows of prompts
 	sequences                             []tensor.Sequence
 	pages                                 [][]byte
 }
 
-// slot is where the key and value of a token are kept.
-type slot struct {
-	page cache.Page
-	at   int
+// run is consecutive tokens of a batch whose keys and values are kept in one page.
+type run struct {
+	page     cache.Page
+	at       int // slot of the first
+	from, to int // tokens
 }
 
 // pass is one walk over the steps.
@@ -82,7 +75,7 @@ type pass struct {
 	angles      []float32 // [tokens][angleLen]
 	localAngles []float32
 	angleLen    int
-	slots       []slot
+	runs        []run
 	outputs     []int // rows of the wanted tokens
 	statesOnly  bool
 }
@@ -122,16 +115,18 @@ func (m *Model) begin(kv *cache.Pool, b *Batch) (*pass, error) {
 			return nil, sandbox.Errorf(op, sandbox.Invalid, "", "token %d of a vocabulary of %d", t, c.Vocab)
 		}
 	}
-	s.slots, s.outputs, s.many, s.manyOutputs = s.slots[:0], s.outputs[:0], s.many[:0], s.manyOutputs[:0]
+	s.runs, s.outputs, s.many, s.manyOutputs = s.runs[:0], s.outputs[:0], s.many[:0], s.manyOutputs[:0]
 	row := 0
 	for _, part := range b.Parts {
 		if part.Tokens < 1 || part.Start < 0 || part.Last > part.Tokens || row+part.Tokens > n ||
 			(part.Start+part.Tokens-1)/layout.KV.PageLen >= len(part.Pages) {
 			return nil, sandbox.Errorf(op, sandbox.Internal, "", "%d tokens from %d on, over %d pages", part.Tokens, part.Start, len(part.Pages))
 		}
-		for t := range part.Tokens {
-			pos := part.Start + t
-			s.slots = append(s.slots, slot{part.Pages[pos/layout.KV.PageLen], pos % layout.KV.PageLen})
+		for t := 0; t < part.Tokens; {
+			at := (part.Start + t) % layout.KV.PageLen
+			n := min(layout.KV.PageLen-at, part.Tokens-t)
+			s.runs = append(s.runs, run{part.Pages[(part.Start+t)/layout.KV.PageLen], at, row + t, row + t + n})
+			t += n
 		}
 		if from, to := part.blocks(); from < to {
 			s.many = append(s.many, tensor.Range{From: row + from, To: row + to})
@@ -148,7 +143,7 @@ func (m *Model) begin(kv *cache.Pool, b *Batch) (*pass, error) {
 		return nil, sandbox.Errorf(op, sandbox.Internal, "", "%d tokens in parts of %d", n, row)
 	}
 	m.grow(n, len(s.outputs), b.StatesOnly)
-	p := &pass{m: m, kv: kv, batch: b, tokens: b.Tokens, hidden: s.hidden[:n*c.Dim], slots: s.slots, outputs: s.outputs, statesOnly: b.StatesOnly}
+	p := &pass{m: m, kv: kv, batch: b, tokens: b.Tokens, hidden: s.hidden[:n*c.Dim], runs: s.runs, outputs: s.outputs, statesOnly: b.StatesOnly}
 	if !m.shard.embeds() {
 		if len(b.Hidden) != n*c.Dim {
 			return nil, sandbox.Errorf(op, sandbox.Internal, "", "a state of %d numbers for %d tokens", len(b.Hidden), n)
@@ -212,20 +207,10 @@ func (p *pass) sequences(i int) []tensor.Sequence {
 	}
 	for _, part := range p.batch.Parts {
 		from, n := len(s.pages), (part.Start+part.Tokens+size-1)/size
-		for j, page := range part.Pages[:n] {
-			if p.batch.Sparse.skips(j*size, (j+1)*size, part.Start) {
-				s.pages = append(s.pages, nil)
-				continue
-			}
+		for _, page := range part.Pages[:n] {
 			s.pages = append(s.pages, p.kv.Block(page, i))
 		}
-		s.sequences = append(s.sequences, tensor.Sequence{Pages: s.pages[from:], Start: part.Start, Tokens: part.Tokens})
+		s.sequences = append(s.sequences, tensor.Sequence{Pages: s.pages[from:], Start: part.Start, Tokens: part.Tokens, Sparse: part.Sparse})
 	}
 	return s.sequences
-}
-
-// skips reports whether the page of positions from to to-1 is left out for tokens
-// from position at on.
-func (s Sparse) skips(from, to, at int) bool {
-	return s.Window > 0 && to <= at-s.Window+1 && from >= s.Sinks
 }

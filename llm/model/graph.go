@@ -117,8 +117,11 @@ func (m *Model) attend(p *pass, i int) []float32 {
 			at := angles[t*p.angleLen : (t+1)*p.angleLen]
 			turn(qt, c.HeadDim, at)
 			turn(kt, c.HeadDim, at)
-			slot := p.slots[t]
-			layout.Store(p.kv.Block(slot.page, i), slot.at, kt, vt)
+		}
+	})
+	m.pool.Run(len(p.runs), 1, func(lo, hi int) {
+		for _, r := range p.runs[lo:hi] {
+			layout.Store(p.kv.Block(r.page, i), r.at, b.k[r.from*kv:r.to*kv], b.v[r.from*kv:r.to*kv])
 		}
 	})
 	m.pool.Attend(tensor.Attention{KV: layout, Heads: q / c.HeadDim, Scale: c.AttnScale, Window: window, Softcap: c.AttnCap},

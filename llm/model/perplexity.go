@@ -16,7 +16,7 @@ type PerplexityOptions struct {
 	Chunk   int   // tokens that are read by themselves
 	Limit   int   // chunks at most; 0 is all
 	Numbers tensor.Type
-	Sparse  Sparse
+	Sparse  tensor.Sparse
 }
 
 // Perplexity is how well a model predicts a text: e to the mean negative logarithm
@@ -47,11 +47,11 @@ func (m *Model) Perplexity(ctx context.Context, o PerplexityOptions) (Perplexity
 		if o.BOS >= 0 {
 			chunk[0] = o.BOS
 		}
-		seq := kv.NewSequence()
+		seq := kv.NewSequence("")
 		seq.Grow(o.Chunk)
 		for at := 0; at < o.Chunk; at += most {
 			n := min(most, o.Chunk-at)
-			b := Batch{Tokens: chunk[at : at+n], Parts: []Part{{Pages: seq.Pages(), Start: at, Tokens: n, Last: n}}, Sparse: o.Sparse}
+			b := Batch{Tokens: chunk[at : at+n], Parts: []Part{{Pages: seq.Pages(), Start: at, Tokens: n, Last: n, Sparse: o.Sparse}}}
 			if at+n < o.Chunk/2 {
 				b.Parts[0].Last = 0
 			}

@@ -55,7 +55,7 @@ func (r *Runner) run(ctx context.Context, tokens []int32, last int) ([]float32, 
 	if len(tokens) > r.most {
 		return nil, sandbox.Errorf("quant.Logits", sandbox.Invalid, "", "a text of %d tokens, more than %d", len(tokens), r.most)
 	}
-	seq := r.kv.NewSequence()
+	seq := r.kv.NewSequence("")
 	defer seq.Release()
 	if !seq.Grow(len(tokens)) {
 		return nil, sandbox.Errorf("quant.Logits", sandbox.Internal, "", "no room for %d tokens", len(tokens))

@@ -14,7 +14,7 @@ func cols(f string, v vectors, tokens int) string {
 	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)")
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s adds the products of 16 packed rows of %s with %d token(s), xstride floats apart.", name, f, tokens))
-	size := map[string]int{"F32": 64, "F16": 32, "BF16": 32}[f] // bytes of a column
+	size := map[string]int{"F32": 64, "F16": 32, "BF16": 32, "Int8": 16, "Int4": 8}[f] // bytes of a column
 	for i, halves := range v.passes(tokens) {
 		w, n := Load(Param("w"), GP64()), Load(Param("cols"), GP64())
 		x := strided("x", "xstride", tokens)
@@ -49,7 +49,7 @@ func cols(f string, v vectors, tokens int) string {
 		Label(few)
 		ADDQ(Imm(uint64(step)), n)
 		JLE(LabelRef(end))
-		least := map[string]int{"F32": 1, "F16": 1, "BF16": 2}[f]
+		least := map[string]int{"F32": 1, "F16": 1, "BF16": 2, "Int8": 1, "Int4": 2}[f]
 		one := fmt.Sprintf("one%d", i)
 		Label(one)
 		column(least)
@@ -69,7 +69,7 @@ func cols(f string, v vectors, tokens int) string {
 	return name
 }
 
-// columns adds one column, or the two that a lane of BF16 holds, and returns how many.
+// columns adds one column, or the two that a lane of BF16 or a byte of Int4 holds, and returns how many.
 func columns(f string, v vectors, w Register, x strides, tokens int, halves []int, c int, acc [][]VecVirtual) int {
 	vecs := make([][]VecVirtual, 0, 2)
 	load := func(get func(half int) VecVirtual) {
@@ -84,6 +84,16 @@ func columns(f string, v vectors, w Register, x strides, tokens int, halves []in
 		load(func(half int) VecVirtual { return v.load(Mem{Base: w, Disp: c*64 + half*32}) })
 	case "F16":
 		load(func(half int) VecVirtual { return v.half(Mem{Base: w, Disp: c*32 + half*16}) })
+	case "Int8":
+		load(func(half int) VecVirtual { return v.float(v.signed(Mem{Base: w, Disp: c*16 + half*8})) })
+	case "Int4":
+		var low []VecVirtual
+		for _, half := range halves {
+			low = append(low, v.unsigned(Mem{Base: w, Disp: c*8 + half*8}))
+		}
+		at := func(half int) VecVirtual { return low[half-halves[0]] }
+		load(func(half int) VecVirtual { return v.level(at(half)) })
+		load(func(half int) VecVirtual { return v.level(v.shift(4, at(half))) })
 	case "BF16":
 		m := func(half int) Mem { return Mem{Base: w, Disp: c*32 + half*32} }
 		load(func(half int) VecVirtual { return v.shift(-16, v.load(m(half))) })

@@ -27,7 +27,7 @@ func main() {
 			}
 			dots.WriteString("},\n")
 		}
-		for _, f := range []string{"F32", "F16", "BF16"} {
+		for _, f := range []string{"F32", "F16", "BF16", "Int8", "Int4"} {
 			fmt.Fprintf(&floats, "%s: {", f)
 			for i, tokens := range v.tokens() {
 				fmt.Fprintf(&floats, "%d: %s,", i, cols(f, v, tokens))
@@ -38,6 +38,7 @@ func main() {
 		floats.WriteString("},\n")
 	}
 	rows()
+	halves()
 	var expands strings.Builder
 	for _, f := range formats {
 		fmt.Fprintf(&expands, "%s: %s,\n", f.name, expand(f))
