@@ -34,6 +34,8 @@ type Options struct {
 	Token  string      // access token of the sandbox
 	User   string      // whom processes run as and who owns files; empty: the sandbox's default user
 	Header http.Header // added to every call; may be nil
+	// JSON has calls written as E2B's SDKs write them, instead of in fewer bytes.
+	JSON bool
 }
 
 // Client calls one agent. It may be used from many goroutines. Every error is
@@ -84,6 +86,9 @@ func newClient(t *http.Transport, base string, opts Options) *Client {
 	c := &Client{transport: t, base: base, opts: opts}
 	c.http = &http.Client{Transport: c}
 	rpc := []connect.ClientOption{connect.WithAcceptCompression("gzip", nil, nil)}
+	if opts.JSON {
+		rpc = append(rpc, connect.WithProtoJSON())
+	}
 	c.process = processconnect.NewProcessClient(c.http, base, rpc...)
 	c.files = filesystemconnect.NewFilesystemClient(c.http, base, rpc...)
 	return c
@@ -195,6 +200,16 @@ func (c *Client) Init(ctx context.Context, in wire.Init) error {
 		return sandbox.E("guest.Init", sandbox.Invalid, "", err)
 	}
 	return c.simple(ctx, "guest.Init", http.MethodPost, "/init", nil, strings.NewReader(string(body)))
+}
+
+// WarmUp asks a sandbox that belongs to nobody yet for what it will be asked first:
+// to start a shell, in both ways in which clients write that. Answers tell nothing:
+// a root may lack a shell, and is as good without.
+func (c *Client) WarmUp(ctx context.Context) {
+	opts := c.opts
+	opts.JSON = true
+	_, _ = c.Run(ctx, Command{Args: []string{"/bin/sh", "-c", "true"}})
+	_, _ = c.With(opts).Run(ctx, Command{Args: []string{"/bin/bash", "-l", "-c", "echo"}}) // as E2B's SDKs do
 }
 
 // Metrics reads what the sandbox uses, as seen from inside.

@@ -257,7 +257,7 @@ func (n *Node) fillOne(ctx context.Context, template string) error {
 	// The first process of a machine costs several times what later ones do;
 	// better it costs us than whoever claims it.
 	if g, err := n.Guest(ctx, sb.ID); err == nil {
-		_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without
+		g.WarmUp(ctx)
 	}
 	return nil
 }

@@ -47,8 +47,9 @@ const (
 	// demandWindow is over how long claims count as demand.
 	demandWindow = 10 * time.Second
 	// lull is for how long nobody must have claimed before the pool is filled, so
-	// that filling does not take the processor from those who claim.
-	lull = 100 * time.Millisecond
+	// that filling does not take the processor from those who claim; patience is
+	// after how long it is filled nevertheless.
+	lull, patience = 100 * time.Millisecond, 3 * time.Second
 )
 
 // poolSize is how many machines to keep ready: one, and one more for each that
@@ -158,13 +159,18 @@ func (p *pool) fill() {
 	}
 }
 
-// awaitLull returns when nobody claimed for a moment, false when the pool ends.
+// awaitLull returns when nobody claimed for a moment, or all the time; false when
+// the pool ends.
 func (p *pool) awaitLull() bool {
+	end := time.NewTimer(patience)
+	defer end.Stop()
 	for {
 		select {
 		case <-p.ctx.Done():
 			return false
 		case <-p.wake:
+		case <-end.C:
+			return true
 		case <-time.After(lull):
 			return true
 		}

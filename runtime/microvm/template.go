@@ -19,6 +19,7 @@ import (
 	"github.com/zeebo/blake3"
 
 	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/runtime/microvm/disk"
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
 	"github.com/atoll-run/atoll/runtime/supervisor"
@@ -257,6 +258,10 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 	}
 	err = v.warmUp(ctx)
 	if err == nil {
+		// What the kernel still has to do for what has ended, every clone would do.
+		err = sleep(ctx, settleTime)
+	}
+	if err == nil {
 		err = v.machine.Pause(ctx)
 	}
 	if err == nil {
@@ -274,6 +279,18 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 	}
 	t.r.memories.add([]pageFile{p}, memory)
 	return []pageFile{p}, nil
+}
+
+// settleTime is how long a machine is left alone before it becomes a template.
+const settleTime = time.Second
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // nobodys is the spec of a machine that belongs to nobody yet.
@@ -302,7 +319,12 @@ func (v *vm) warmUp(ctx context.Context) error {
 		if err := v.identify(ctx, spec, 0, 0); err != nil {
 			return err
 		}
-		_, _ = g.Run(ctx, guest.Command{Args: []string{"/bin/true"}}) // a root may lack it, and is as good without
+		// Without a token or an environment, which whoever makes a sandbox of it sets.
+		now := time.Now()
+		if err := g.Init(ctx, wire.Init{Hostname: nobodys.ID, Timestamp: &now}); err != nil {
+			return err
+		}
+		g.WarmUp(ctx)
 	}
 	return nil
 }

@@ -153,10 +153,15 @@ func (a acceleration) cpu() string {
 // kernelArgs is what the guest's kernel must know of the machine, with a space at
 // the end. An emulated clock cannot be calibrated: the emulator may be held up.
 func (a acceleration) kernelArgs() string {
-	args := "console=ttyS0 quiet reboot=t panic=-1 8250.nr_uarts=1 cryptomgr.notests random.trust_cpu=on audit=0 apparmor=0 "
+	// Of the kernel's security modules a sandbox has use for those that programs
+	// apply to themselves. Proactive compaction would wake an idle machine twice a second.
+	args := "console=ttyS0 quiet reboot=t panic=-1 8250.nr_uarts=1 cryptomgr.notests random.trust_cpu=on audit=0 lsm=landlock,yama sysctl.vm.compaction_proactiveness=0 "
 	if !a.kvm {
-		// An emulated processor does not speculate.
-		args += "no_timer_check mitigations=off tsc=reliable "
+		// An emulated processor does not speculate. Code is translated anew at each
+		// address at which it is met, so that randomized addresses would make every
+		// start of a program like its first. Statistics of pressure are code on the
+		// path of every switch; the agent need not preempt itself by signals.
+		args += "no_timer_check mitigations=off tsc=reliable norandmaps psi=0 GODEBUG=asyncpreemptoff=1,updatemaxprocs=0 "
 		if a.tscKHz > 0 {
 			args += fmt.Sprintf("tsc_early_khz=%d ", a.tscKHz)
 		}
