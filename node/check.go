@@ -61,6 +61,9 @@ func checkRequest(op string, rec Sandbox) error {
 			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no process can have the environment variable %.40q: a name has no '=', neither part a NUL byte, and both together at most %d bytes", k, maxEnv)
 		}
 	}
+	if rec.Lifecycle.Idle < 0 {
+		return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "a sandbox cannot be idle for less than no time")
+	}
 	for _, p := range rec.Ports {
 		if p.Guest < 1 || p.Guest > 65535 || p.Host < 0 || p.Host > 65535 {
 			return sandbox.Errorf(op, sandbox.Invalid, rec.Name, "no such port: %d:%d", p.Host, p.Guest)

@@ -88,6 +88,7 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 		rec.Policy = *req.Policy
 	}
 	rec.Lifecycle.Timeout = req.Timeout
+	rec.Lifecycle.AutoResume = rec.Lifecycle.AutoResume || rec.Lifecycle.Idle > 0
 	rec.EndAt = deadline(now, req.Timeout)
 	if req.Secure {
 		rec.GuestToken = newToken()
@@ -133,6 +134,9 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 		r, err := n.Runtime(name)
 		if err == nil {
 			err = fitting(op, name, rec.Image, r.Capabilities(), spec)
+		}
+		if err == nil && rec.Lifecycle.Idle > 0 && !canRest(r.Capabilities()) {
+			err = sandbox.Errorf(op, sandbox.Unsupported, rec.Image, "runtime %s cannot pause sandboxes that are idle", name)
 		}
 		if err == nil {
 			return name, nil

@@ -20,16 +20,25 @@ func (n *Node) Dial(ctx context.Context, ref string, port int) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	rec := n.record(e)
-	if rec.State == sandbox.Paused && rec.Lifecycle.AutoResume {
-		if rec, err = n.Resume(ctx, rec.ID); err != nil {
-			return nil, err
-		}
+	rec, dozing, leave := n.enter(e)
+	if dozing || rec.State == sandbox.Paused && rec.Lifecycle.AutoResume {
+		rec, err = n.Resume(ctx, rec.ID)
 	}
-	if err := mustBe(op, rec, sandbox.Running); err != nil {
+	if err == nil {
+		err = mustBe(op, rec, sandbox.Running)
+	}
+	var c net.Conn
+	if err == nil {
+		c, err = n.dialer(rec)(ctx, port)
+	}
+	if err != nil {
+		leave()
 		return nil, err
 	}
-	return n.dialer(rec)(ctx, port)
+	if rec.Lifecycle.Idle == 0 {
+		return c, nil
+	}
+	return &visit{c, leave}, nil
 }
 
 // dialer connects to a sandbox's machine whatever its record says of its state.
@@ -125,6 +134,12 @@ func (n *Node) Unexpose(ctx context.Context, ref string, guestPort int) error {
 func (n *Node) openPorts(e *entry, rec *Sandbox) error {
 	ports := append([]Port(nil), rec.Ports...)
 	for i, p := range ports {
+		n.mu.RLock()
+		_, open := e.listeners[p.Guest]
+		n.mu.RUnlock()
+		if open { // it waited for traffic
+			continue
+		}
 		var err error
 		if ports[i], err = n.openPort(e, rec.ID, p); err != nil {
 			return err
@@ -210,10 +225,22 @@ func (l *listener) close() {
 	_ = l.Close()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.cutAll()
+	l.conns = nil
+}
+
+// cut ends the connections and goes on listening.
+func (l *listener) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.cutAll()
+}
+
+// cutAll ends the connections, which their carriers then release. l.mu is held.
+func (l *listener) cutAll() {
 	for c := range l.conns {
 		_ = c.Close()
 	}
-	l.conns = nil
 }
 
 // Splice copies between two connections until both directions have ended, and

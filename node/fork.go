@@ -222,6 +222,7 @@ func child(s Snapshot, req CreateRequest) Sandbox {
 	}
 	rec.Lifecycle.Remove = req.Lifecycle.Remove // what became of a parent's child is worth a look
 	rec.Lifecycle.Timeout = cmp.Or(req.Timeout, rec.Lifecycle.Timeout)
+	rec.Lifecycle.AutoResume = rec.Lifecycle.AutoResume || rec.Lifecycle.Idle > 0
 	rec.EndAt = deadline(now, rec.Lifecycle.Timeout)
 	rec.Spec.ID, rec.Spec.Link = rec.ID, nil
 	rec.Spec.Hostname = req.Hostname // the name, unless asked for

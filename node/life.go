@@ -129,7 +129,14 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 		return Sandbox{}, errors.Join(err, n.thaw(ctx, r, rec, snap.ID))
 	}
 	n.mu.Lock()
-	e.closeLocal()
+	if rec.Lifecycle.AutoResume { // its ports wait for traffic
+		for _, l := range e.listeners {
+			l.cut()
+		}
+		e.hangUp()
+	} else {
+		e.closeLocal()
+	}
 	n.mu.Unlock()
 	clean, stop := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 	defer stop()

@@ -236,7 +236,7 @@ func (n *Node) watchLoop(ctx context.Context, r sandbox.Runtime) {
 	}
 }
 
-// sampleLoop reads what running sandboxes use, for History.
+// sampleLoop reads what running sandboxes use, for History and to pause idle ones.
 func (n *Node) sampleLoop(ctx context.Context) {
 	defer n.done.Done()
 	tick := time.NewTicker(sampleEvery)
@@ -247,23 +247,21 @@ func (n *Node) sampleLoop(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		running := n.records(func(r Sandbox) bool { return r.State == sandbox.Running && !r.hidden() })
-		_ = each(running, func(r Sandbox) error {
-			s, err := n.stats(ctx, "node.sample", r)
-			if err != nil {
-				return nil // it has just gone; nothing to sample
-			}
-			n.mu.Lock()
-			defer n.mu.Unlock()
-			if e := n.entries[r.ID]; e != nil {
-				if len(e.samples) == samplesKept {
-					e.samples = append(e.samples[:0], e.samples[1:]...)
-				}
-				e.samples = append(e.samples, s)
-			}
-			return nil
-		})
+		n.sample(ctx)
 	}
+}
+
+// sample reads what every running sandbox uses.
+func (n *Node) sample(ctx context.Context) {
+	running := n.records(func(r Sandbox) bool { return r.State == sandbox.Running && !r.hidden() })
+	_ = each(running, func(r Sandbox) error {
+		s, err := n.stats(ctx, "node.sample", r)
+		if err != nil {
+			return nil // it has just gone; nothing to sample
+		}
+		n.sampled(ctx, r.ID, s)
+		return nil
+	})
 }
 
 // forgetEnded drops the records of sandboxes that ended at least age ago.

@@ -82,6 +82,7 @@ type entry struct {
 	client    *guest.Client     // nil until first used
 	samples   []sandbox.Stats   // oldest first, at most samplesKept
 	watch     *mainWatch        // of the main command; nil when nobody watches
+	usage     usage
 }
 
 func newEntry(r Sandbox) *entry {
@@ -231,6 +232,11 @@ func (e *entry) closeLocal() {
 		l.close()
 		delete(e.listeners, port)
 	}
+	e.hangUp()
+}
+
+// hangUp ends this process's own connections to the sandbox. Node.mu is held.
+func (e *entry) hangUp() {
 	if e.client != nil {
 		e.client.CloseIdle()
 		e.client = nil
@@ -288,6 +294,9 @@ func (n *Node) save(ctx context.Context, e *entry, rec Sandbox) error {
 	n.mu.Lock()
 	before := e.rec.State
 	e.rec = rec
+	if before != rec.State {
+		e.usage.looked = time.Time{}
+	}
 	if !live(rec.State) {
 		delete(n.names, rec.Name)
 	}

@@ -98,7 +98,8 @@ func planOne(r Sandbox, seen observed, now time.Time) (action, bool) {
 		return a, true
 	}
 	a.kind = actAdopt
-	return a, r.State == sandbox.Running && exists
+	// The ports of one that waits for traffic are open, too.
+	return a, r.State == sandbox.Running && exists || r.State == sandbox.Paused && r.Lifecycle.AutoResume && len(r.Ports) > 0
 }
 
 // nextDue is when the first running sandbox's time is up; zero when none has one.

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 

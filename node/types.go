@@ -75,6 +75,9 @@ type Lifecycle struct {
 	Remove bool `json:"remove,omitempty"`
 	// Restart makes the sandbox anew when it was lost: its kernel crashed, say.
 	Restart bool `json:"restart,omitempty"`
+	// Idle is after how long without a connection and with hardly any work the
+	// sandbox is paused; traffic resumes it. 0: never. It is looked at every few seconds.
+	Idle time.Duration `json:"idle,omitempty"`
 	// Timeout is granted anew when traffic resumes the sandbox.
 	Timeout time.Duration `json:"timeout,omitempty"`
 }

@@ -48,6 +48,10 @@ var errNoMemory = invalid("pausing without memory is not supported by this serve
 // API has no word: "microvm".
 const metadataRuntime = "atoll.runtime"
 
+// metadataIdle is the key of metadata that says after how long without use a
+// sandbox is paused until the next use: "15m".
+const metadataIdle = "atoll.idle"
+
 // request turns the body into what the node understands. It does not say from
 // what the sandbox is made.
 func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequest, error) {
@@ -70,6 +74,11 @@ func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequ
 	}
 	if name := b.Metadata[metadataRuntime]; name != "" {
 		req.Runtimes = []string{name}
+	}
+	if text := b.Metadata[metadataIdle]; text != "" {
+		if req.Lifecycle.Idle, err = time.ParseDuration(text); err != nil || req.Lifecycle.Idle < 0 {
+			return req, invalid("metadata " + metadataIdle + ": write for example 15m")
+		}
 	}
 	if b.AutoPause {
 		req.Lifecycle.OnTimeout = node.TimeoutPause

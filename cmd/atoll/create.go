@@ -18,7 +18,7 @@ type createOptions struct {
 	cpus                  float64
 	memory, disk, rate    size
 	pids                  int
-	ttl                   ttl
+	ttl, idle             ttl
 	env, envFiles         []string
 	volumes, ports        []string
 	allow, deny           []string
@@ -62,6 +62,7 @@ func (o *createOptions) childFlags(cmd *cobra.Command) {
 	fl.StringArrayVar(&o.deny, "deny", nil, "keep it from reaching a `CIDR` or address")
 	fl.Var(&o.rate, "rate", "how many bytes a second it may send, and as many receive, for example 10m")
 	fl.Var(&o.ttl, "ttl", "how long it may live, for example 10m")
+	fl.Var(&o.idle, "idle", "after how long without use it is paused until the next use, for example 15m")
 	fl.StringVar(&o.onTimeout, "on-timeout", "", "what happens then: `kill` or pause")
 	fl.BoolVar(&o.autoResume, "auto-resume", false, "traffic resumes it when it is paused")
 }
@@ -72,7 +73,7 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 		Image: image, Name: o.name, Network: sandbox.NetworkMode(o.network), User: o.user, Workdir: o.workdir, Hostname: o.hostname,
 		Resources: sandbox.Resources{CPUs: o.cpus, Memory: int64(o.memory), Disk: int64(o.disk), Pids: o.pids},
 		Timeout:   time.Duration(o.ttl), Fresh: o.fresh, Secure: o.secure,
-		Lifecycle: node.Lifecycle{OnTimeout: node.TimeoutAction(o.onTimeout), AutoResume: o.autoResume, Remove: o.remove, Restart: o.restart},
+		Lifecycle: node.Lifecycle{OnTimeout: node.TimeoutAction(o.onTimeout), AutoResume: o.autoResume, Idle: time.Duration(o.idle), Remove: o.remove, Restart: o.restart},
 	}
 	if o.runtimes != "" {
 		req.Runtimes = strings.Split(o.runtimes, ",")
