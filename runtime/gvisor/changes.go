@@ -63,6 +63,8 @@ const (
 // put into the sandbox ourselves.
 func filterLayer(w io.Writer, r io.Reader) error {
 	in, out := tar.NewReader(r), tar.NewWriter(w)
+	// gVisor's overlay links all whiteouts of a file system to one, so that those after the first come as hard links to it.
+	whiteouts := map[string]bool{} // names as the sentry gives them
 	for {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
@@ -70,6 +72,12 @@ func filterLayer(w io.Writer, r io.Reader) error {
 		}
 		if err != nil {
 			return fmt.Errorf("read the sentry's layer: %w", err)
+		}
+		if h.Typeflag == tar.TypeLink && whiteouts[h.Linkname] {
+			h.Typeflag, h.Linkname = tar.TypeChar, ""
+		}
+		if isWhiteout(h) {
+			whiteouts[h.Name] = true
 		}
 		for _, h := range layerEntries(h) {
 			if err := out.WriteHeader(h); err != nil {
@@ -97,7 +105,7 @@ func layerEntries(h *tar.Header) []*tar.Header {
 	case tar.TypeLink:
 		out.Linkname = relative(h.Linkname)
 	case tar.TypeChar:
-		if h.Devmajor == 0 && h.Devminor == 0 {
+		if isWhiteout(h) {
 			dir, base := path.Split(name)
 			return []*tar.Header{{Typeflag: tar.TypeReg, Name: dir + whiteoutPrefix + base, ModTime: h.ModTime}}
 		}
@@ -110,6 +118,11 @@ func layerEntries(h *tar.Header) []*tar.Header {
 		}
 	}
 	return []*tar.Header{&out}
+}
+
+// isWhiteout reports whether an entry is how overlayfs stores a removed file.
+func isWhiteout(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeChar && h.Devmajor == 0 && h.Devminor == 0
 }
 
 // relative makes the clean relative name that layers have of a tar name.

@@ -12,6 +12,7 @@ import (
 var changesTests = []test{
 	{"changes are an OCI layer", canChanges, testChanges},
 	{"a removed file is a whiteout", canChanges, testWhiteout},
+	{"any number of files may go and take other names", canChanges, testWhiteouts},
 	{"a sandbox that did nothing has next to no changes", canChanges, testNoChanges},
 	{"a reader who hangs up ends it", canChanges, testChangesHangUp},
 }
@@ -28,6 +29,11 @@ func (b *box) layer() (headers map[string]*tar.Header, contents map[string]strin
 			// The error of Changes itself comes after the archive's end.
 			if _, err := io.Copy(io.Discard, r); err != nil {
 				b.t.Fatalf("Changes: %v", err)
+			}
+			for name, h := range headers {
+				if to := headers[h.Linkname]; h.Typeflag == tar.TypeLink && (to == nil || to.Typeflag != tar.TypeReg) {
+					b.t.Errorf("%s is a link to %s, which is no file of the layer", name, h.Linkname)
+				}
 			}
 			return headers, contents
 		}
@@ -106,6 +112,30 @@ func testWhiteout(t *testing.T, s *suite) {
 	}
 	if headers[rel] != nil {
 		t.Errorf("%s is in the layer though it was removed", rel)
+	}
+}
+
+func testWhiteouts(t *testing.T, s *suite) {
+	if s.Removable == "" {
+		t.Skip("the subject's root has nothing to remove")
+	}
+	b := s.create(t)
+	dir := path.Dir(s.Removable)
+	b.must("rm " + s.Removable + "; cd " + dir + "; for n in 1 2 3; do echo $n > old$n; mv old$n new$n; done; echo > gone; rm gone; ln new1 other")
+	headers, contents := b.layer()
+	in := strings.TrimPrefix(dir, "/")
+	for _, name := range []string{s.Removable[1:], path.Join(in, "old1"), path.Join(in, "old2"), path.Join(in, "old3"), path.Join(in, "gone")} {
+		if h := headers[name]; h != nil {
+			t.Errorf("%s is in the layer with type %c though it is gone", name, h.Typeflag)
+		}
+	}
+	if headers[path.Join(in, ".wh."+path.Base(s.Removable))] == nil {
+		t.Errorf("no whiteout of %s", s.Removable)
+	}
+	for _, n := range []string{"2", "3"} {
+		if got := contents[path.Join(in, "new"+n)]; got != n+"\n" {
+			t.Errorf("new%s holds %q", n, got)
+		}
 	}
 }
 
