@@ -108,6 +108,22 @@ func (s *Store) fromLayers(ctx context.Context, op string, image Image, layers [
 	return image, nil
 }
 
+// Extend makes a root of another with an OCI layer, plain or compressed, laid over it; the files that every sandbox writes anew
+// for itself are left out. record must note who uses the root before it returns, since a concurrent Prune may find it unused.
+func (s *Store) Extend(ctx context.Context, base sandbox.Root, layer io.Reader, record func(sandbox.Root) error) error {
+	const op = "image.Extend"
+	f, err := s.plain(ctx, layer)
+	if err != nil {
+		return fail(op, base.Digest, err)
+	}
+	defer f.discard()
+	err = s.convert(ctx, conversion{base: &base, layers: []*os.File{f.File}, ignore: hostFiles}, func(root sandbox.Root, _ int64) error { return record(root) })
+	if err != nil {
+		return fail(op, base.Digest, err)
+	}
+	return nil
+}
+
 // plain copies r to an unfinished file of the store, decompressed.
 func (s *Store) plain(ctx context.Context, r io.Reader) (*temp, error) {
 	d, err := decompress(contextReader{ctx, r})

@@ -239,7 +239,7 @@ func (n *Node) bake(ctx context.Context, imageName, templateID, buildID string, 
 		return "", err
 	}
 	defer e.op.unlock()
-	s, err := n.takeSnapshot(ctx, n.record(e), Snapshot{Auto: autoTemplate}, sandbox.SnapshotOptions{})
+	s, err := n.takeSnapshot(ctx, n.record(e), Snapshot{Auto: autoTemplate})
 	return s.ID, err
 }
 

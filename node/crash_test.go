@@ -17,7 +17,7 @@ func TestSandboxesSurviveACrashOfTheNode(t *testing.T) {
 	sb := h.create(CreateRequest{Name: "survivor", Ports: []Port{{Guest: sandbox.GuestPort}}})
 	h.sh("survivor", "echo here > note")
 	h.create(CreateRequest{Name: "sleeper"})
-	if _, err := h.Pause(ctx, "sleeper", true); err != nil {
+	if _, err := h.Pause(ctx, "sleeper", PauseDisk); err != nil {
 		t.Fatal(err)
 	}
 	h.crash()
@@ -147,7 +147,7 @@ func TestAFaultyRuntimeNeverLeavesMachinesBehind(t *testing.T) {
 		}
 		switch i % 3 {
 		case 0:
-			_, _ = h.Pause(ctx, sb.ID, true)
+			_, _ = h.Pause(ctx, sb.ID, PauseDisk)
 			_, _ = h.Resume(ctx, sb.ID)
 		case 1:
 			_, _ = h.Fork(ctx, sb.ID, 2, CreateRequest{})
@@ -198,7 +198,7 @@ func (h *host) destroy(id string) {
 // suspend saves the record's machine to disk but leaves it running.
 func (h *host) suspend(r *Sandbox) {
 	h.t.Helper()
-	s, err := h.takeSnapshot(context.Background(), *r, Snapshot{Auto: autoPause}, sandbox.SnapshotOptions{})
+	s, err := h.takeSnapshot(context.Background(), *r, Snapshot{Auto: autoPause})
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -224,19 +224,7 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	if err := n.cfg.Images.VerifyRoot(rec.Spec.Root); err != nil {
 		return err
 	}
-	oldToken := ""
-	if snap == "" {
-		err = r.Create(ctx, rec.Spec)
-	} else {
-		var m Snapshot
-		if m, err = n.GetSnapshot(ctx, snap); err == nil {
-			err = n.cfg.Snapshots.Verify(snap) // a machine with a flipped bit runs, and does wrong
-		}
-		if err == nil {
-			oldToken = m.Source.GuestToken
-			err = r.Restore(ctx, rec.Spec, n.cfg.Snapshots.Dir(snap))
-		}
-	}
+	oldToken, err := n.makeMachine(ctx, r, rec.Spec, snap)
 	if err != nil {
 		return err
 	}
@@ -244,6 +232,25 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 		return err
 	}
 	return n.openPorts(e, rec)
+}
+
+// makeMachine creates a sandbox's machine from its root, or restores it from a snapshot if snap is not empty. It returns the
+// token that the guest knows already.
+func (n *Node) makeMachine(ctx context.Context, r sandbox.Runtime, spec sandbox.Spec, snap string) (token string, err error) {
+	if snap == "" {
+		return "", r.Create(ctx, spec)
+	}
+	m, err := n.GetSnapshot(ctx, snap)
+	if err == nil {
+		err = n.cfg.Snapshots.Verify(snap) // a machine with a flipped bit runs, and does wrong
+	}
+	switch {
+	case err != nil:
+		return "", err
+	case m.filesOnly(r.Capabilities()):
+		return "", r.Create(ctx, spec)
+	}
+	return m.Source.GuestToken, r.Restore(ctx, spec, n.cfg.Snapshots.Dir(snap))
 }
 
 // initGuest tells the guest its name, environment, token and the time, and

@@ -42,12 +42,12 @@ func (n *Node) Snapshot(ctx context.Context, ref, name string) (Snapshot, error)
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
 		return Snapshot{}, err
 	}
-	return n.takeSnapshot(ctx, rec, Snapshot{Name: name}, sandbox.SnapshotOptions{})
+	return n.takeSnapshot(ctx, rec, Snapshot{Name: name})
 }
 
 // takeSnapshot saves rec's state under the name and purpose in s. The entry's
 // op is held.
-func (n *Node) takeSnapshot(ctx context.Context, rec Sandbox, s Snapshot, opts sandbox.SnapshotOptions) (Snapshot, error) {
+func (n *Node) takeSnapshot(ctx context.Context, rec Sandbox, s Snapshot) (Snapshot, error) {
 	const op = "node.Snapshot"
 	r, err := n.Runtime(rec.Runtime)
 	if err != nil {
@@ -61,17 +61,23 @@ func (n *Node) takeSnapshot(ctx context.Context, rec Sandbox, s Snapshot, opts s
 	if err != nil {
 		return Snapshot{}, err
 	}
-	if err := r.Snapshot(ctx, rec.ID, draft.Dir, opts); err != nil {
+	if err := r.Snapshot(ctx, rec.ID, draft.Dir, sandbox.SnapshotOptions{}); err != nil {
 		_ = draft.Abort() // swept at the next start if it fails
 		return Snapshot{}, err
 	}
+	s.Memory = caps.Memory
+	return commit(draft, rec, s)
+}
+
+// commit makes a draft the snapshot of rec's state under the name and purpose in s, which says too whether memory is in it.
+func commit(draft *snapshot.Draft, rec Sandbox, s Snapshot) (Snapshot, error) {
 	s.Team, s.Parent, s.Sandbox, s.Runtime = rec.Team, rec.Parent, rec.ID, rec.Runtime
-	s.Memory, s.Created, s.Image = caps.Memory, time.Now().UTC(), rec.Image
+	s.Created, s.Image = time.Now().UTC(), rec.Image
 	s.Metadata, s.Source = rec.Metadata, rec
 	meta, err := json.Marshal(s)
 	if err != nil {
 		_ = draft.Abort()
-		return Snapshot{}, sandbox.E(op, sandbox.Internal, rec.Name, err)
+		return Snapshot{}, sandbox.E("node.Snapshot", sandbox.Internal, rec.Name, err)
 	}
 	// A snapshot that lives for moments is not worth reading once more to hash it.
 	m, err := draft.Commit(snapshot.Manifest{Parent: s.Parent, Sandbox: s.Sandbox, Runtime: s.Runtime, Memory: s.Memory,
@@ -282,7 +288,7 @@ func (n *Node) forkPoint(ctx context.Context, op, ref string) (Snapshot, error) 
 			return Snapshot{}, err
 		}
 	}
-	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoFork}, sandbox.SnapshotOptions{})
+	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoFork})
 }
 
 // releaseParent removes the snapshot from which rec was forked when no other

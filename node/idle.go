@@ -132,12 +132,12 @@ func (n *Node) rest(ctx context.Context, e *entry, rec Sandbox) error {
 	}
 	caps := r.Capabilities()
 	if caps.Snapshot && caps.Memory {
-		if _, err = n.pause(ctx, e, true); err == nil {
+		if _, err = n.pause(ctx, e, PauseDisk); err == nil {
 			return nil
 		}
 	}
 	if caps.Pause {
-		_, inMemory := n.pause(ctx, e, false)
+		_, inMemory := n.pause(ctx, e, PauseFrozen)
 		if inMemory == nil {
 			return nil
 		}

@@ -81,20 +81,19 @@ func (n *Node) demolish(ctx context.Context, rec Sandbox) error {
 	return errors.Join(errs...)
 }
 
-// Pause stops a running sandbox so that it can go on later: on disk, which
-// frees its memory, or frozen in memory, which is faster both ways.
-func (n *Node) Pause(ctx context.Context, ref string, onDisk bool) (Sandbox, error) {
+// Pause stops a running sandbox so that it can go on later.
+func (n *Node) Pause(ctx context.Context, ref string, mode PauseMode) (Sandbox, error) {
 	const op = "node.Pause"
 	e, err := n.lock(ctx, op, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	defer e.op.unlock()
-	return n.pause(ctx, e, onDisk)
+	return n.pause(ctx, e, mode)
 }
 
 // pause is Pause with e.op held.
-func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error) {
+func (n *Node) pause(ctx context.Context, e *entry, mode PauseMode) (Sandbox, error) {
 	const op = "node.Pause"
 	rec := n.record(e)
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
@@ -107,7 +106,7 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 	now := time.Now().UTC()
 	paused := rec
 	paused.State, paused.PausedAt = sandbox.Paused, &now
-	if !onDisk {
+	if mode == PauseFrozen {
 		if err := r.Pause(ctx, rec.ID); err != nil {
 			return Sandbox{}, err
 		}
@@ -120,9 +119,16 @@ func (n *Node) pause(ctx context.Context, e *entry, onDisk bool) (Sandbox, error
 			return Sandbox{}, err
 		}
 	}
-	snap, err := n.takeSnapshot(ctx, rec, Snapshot{Auto: autoPause}, sandbox.SnapshotOptions{})
+	take := n.takeSnapshot
+	if mode == PauseFiles && r.Capabilities().Memory {
+		take = n.takeFiles
+	}
+	snap, err := take(ctx, rec, Snapshot{Auto: autoPause})
 	if err == nil {
-		paused.Suspended, paused.Spec.Link, paused.Main = snap.ID, nil, rec.Main.detached()
+		paused.Suspended, paused.Spec.Link, paused.Spec.Root = snap.ID, nil, snap.Source.Spec.Root
+		if paused.Main = rec.Main.detached(); !snap.Memory {
+			paused.Main = rec.Main.ended(MainLost, 0, "its sandbox was paused without its memory")
+		}
 		err = n.save(ctx, e, paused)
 	}
 	if err != nil {

@@ -130,12 +130,16 @@ func (n *Node) apply(ctx context.Context, a action, seen observed) error {
 // fails, as on a full disk. It is never ended instead: its owner asked for it to
 // be kept. When neither works it is tried again later. e.op is held.
 func (n *Node) pauseInTime(ctx context.Context, e *entry, rec Sandbox) error {
-	_, err := n.pause(ctx, e, true)
+	mode := PauseDisk
+	if rec.Lifecycle.OnTimeout == TimeoutShelve {
+		mode = PauseFiles
+	}
+	_, err := n.pause(ctx, e, mode)
 	if err == nil {
 		return nil
 	}
 	n.emit(sandbox.Event{Sandbox: rec.ID, Kind: sandbox.EventError, State: rec.State, Reason: "pausing at its time-out: " + err.Error()})
-	if _, inMemory := n.pause(ctx, e, false); inMemory == nil {
+	if _, inMemory := n.pause(ctx, e, PauseFrozen); inMemory == nil {
 		return nil
 	}
 	again := time.Now().UTC().Add(reconcileEvery)

@@ -179,7 +179,7 @@ func TestAnAttachedClientLearnsWhyItsSandboxStopped(t *testing.T) {
 		"out of memory": {func(h *host, id string) error { h.world.Kill(id, "out of memory"); return nil }, sandbox.Exhausted, false},
 		"died":          {func(h *host, id string) error { h.world.Kill(id, "power cut"); return nil }, sandbox.Unavailable, false},
 		"removed":       {func(h *host, id string) error { return h.Remove(context.Background(), id) }, sandbox.NotFound, false},
-		"paused":        {func(h *host, id string) error { _, err := h.Pause(context.Background(), id, true); return err }, sandbox.Conflict, true},
+		"paused":        {func(h *host, id string) error { _, err := h.Pause(context.Background(), id, PauseDisk); return err }, sandbox.Conflict, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := newHost(t)

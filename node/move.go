@@ -22,7 +22,7 @@ func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
 		return Snapshot{}, err
 	}
-	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoMove}, sandbox.SnapshotOptions{})
+	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoMove})
 }
 
 // Depart stops a running sandbox with its state on disk and notes that it leaves for another node. From then on it does not
@@ -36,7 +36,7 @@ func (n *Node) Depart(ctx context.Context, ref, to string) (Snapshot, error) {
 	defer e.op.unlock()
 	rec := n.record(e)
 	if rec.Moving != to || rec.Suspended == "" { // else it was stopped by a call whose answer was lost
-		if rec, err = n.pause(ctx, e, true); err != nil {
+		if rec, err = n.pause(ctx, e, PauseDisk); err != nil {
 			return Snapshot{}, err
 		}
 		rec.Moving = to

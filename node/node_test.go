@@ -212,11 +212,11 @@ func TestPauseOnDiskAndResume(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	sb := h.create(CreateRequest{Name: "p"})
 	h.sh("p", "echo kept > note")
-	paused, err := h.Pause(ctx, "p", true)
+	paused, err := h.Pause(ctx, "p", PauseDisk)
 	if err != nil || paused.State != sandbox.Paused || paused.Suspended == "" {
 		t.Fatalf("%+v, %v", paused, err)
 	}
-	_, err = h.Pause(ctx, "p", true)
+	_, err = h.Pause(ctx, "p", PauseDisk)
 	wantKind(t, err, sandbox.Conflict)
 	_, err = h.Dial(ctx, "p", sandbox.GuestPort)
 	wantKind(t, err, sandbox.Conflict)
@@ -236,7 +236,7 @@ func TestAFailedPauseGoesOn(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	h.create(CreateRequest{Name: "p"})
 	h.world.Inject(fake.Fault{Op: "Snapshot", Kind: sandbox.Exhausted, Times: 1})
-	_, err := h.Pause(ctx, "p", true)
+	_, err := h.Pause(ctx, "p", PauseDisk)
 	wantKind(t, err, sandbox.Exhausted)
 	if got := h.sh("p", "echo on"); got != "on" || h.state("p") != sandbox.Running {
 		t.Errorf("%q, %s", got, h.state("p"))
@@ -307,7 +307,7 @@ func TestADamagedSnapshotIsNotRestored(t *testing.T) {
 func TestAFailedResumeStaysPaused(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	h.create(CreateRequest{Name: "p"})
-	if _, err := h.Pause(ctx, "p", true); err != nil {
+	if _, err := h.Pause(ctx, "p", PauseDisk); err != nil {
 		t.Fatal(err)
 	}
 	h.world.Inject(fake.Fault{Op: "Restore", Kind: sandbox.Unavailable, Times: 1})
@@ -324,7 +324,7 @@ func TestAFailedResumeStaysPaused(t *testing.T) {
 func TestTrafficResumesASandboxThatAskedForIt(t *testing.T) {
 	h, ctx := newHost(t), context.Background()
 	h.create(CreateRequest{Name: "auto", Lifecycle: Lifecycle{AutoResume: true}})
-	if _, err := h.Pause(ctx, "auto", true); err != nil {
+	if _, err := h.Pause(ctx, "auto", PauseDisk); err != nil {
 		t.Fatal(err)
 	}
 	if got := h.sh("auto", "echo awake"); got != "awake" || h.state("auto") != sandbox.Running {

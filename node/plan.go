@@ -92,7 +92,7 @@ func planOne(r Sandbox, seen observed, now time.Time) (action, bool) {
 	}
 	if due && r.State == sandbox.Running {
 		a.kind, a.reason = actKill, "its time-out has passed"
-		if r.Lifecycle.OnTimeout == TimeoutPause {
+		if r.Lifecycle.OnTimeout == TimeoutPause || r.Lifecycle.OnTimeout == TimeoutShelve {
 			a.kind = actPause
 		}
 		return a, true

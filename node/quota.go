@@ -91,7 +91,7 @@ func (n *Node) enforceVolumes(ctx context.Context) {
 		for _, r := range users {
 			n.log.Warn("a volume is over its limit: its sandbox is frozen", "volume", v.ID, "limit", n.cfg.VolumeSize, "sandbox", r.ID)
 			n.emit(sandbox.Event{Sandbox: r.ID, Kind: sandbox.EventResource, State: r.State, Reason: "volume " + v.Name + " is over its size limit"})
-			if _, err := n.Pause(ctx, r.ID, false); err != nil && !sandbox.Is(err, sandbox.Conflict) {
+			if _, err := n.Pause(ctx, r.ID, PauseFrozen); err != nil && !sandbox.Is(err, sandbox.Conflict) {
 				n.log.Error("freezing a sandbox whose volume is over its limit", "sandbox", r.ID, "error", err)
 			}
 		}

@@ -82,13 +82,24 @@ type Lifecycle struct {
 	Timeout time.Duration `json:"timeout,omitempty"`
 }
 
+// PauseMode says what is kept of a paused sandbox, and where.
+type PauseMode string
+
+// The ways to pause.
+const (
+	PauseFrozen PauseMode = "frozen" // all of it, in memory: the fastest, both ways
+	PauseDisk   PauseMode = "disk"   // memory, processes and files, on disk
+	PauseFiles  PauseMode = "files"  // the files only, on disk: it boots anew when it is resumed
+)
+
 // TimeoutAction is what becomes of a sandbox at its EndAt.
 type TimeoutAction string
 
 // The actions at a time-out.
 const (
-	TimeoutKill  TimeoutAction = "kill"
-	TimeoutPause TimeoutAction = "pause"
+	TimeoutKill   TimeoutAction = "kill"
+	TimeoutPause  TimeoutAction = "pause"       // as PauseDisk
+	TimeoutShelve TimeoutAction = "pause-files" // as PauseFiles
 )
 
 // Port makes a sandbox's TCP port reachable on the host.

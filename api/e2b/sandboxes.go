@@ -40,9 +40,8 @@ type autoResume struct {
 	Policy  string `json:"policy"`
 }
 
-// errNoMemory is the answer to everything that would save a sandbox's files
-// without its memory.
-var errNoMemory = invalid("pausing without memory is not supported by this server")
+// errNoMemory is the answer to who would throw away the memory of a sandbox that was paused with it.
+var errNoMemory = invalid("the sandbox was paused with its memory, and resumes with it")
 
 // metadataRuntime is the key of metadata that chooses a runtime, for which E2B's
 // API has no word: "microvm".
@@ -65,9 +64,6 @@ func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequ
 	if b.IAM != nil {
 		return req, invalid("workload identity tokens are not supported by this server")
 	}
-	if !valueOr(b.AutoPauseMemory, true) {
-		return req, errNoMemory
-	}
 	var err error
 	if req.Timeout, err = life(valueOr(b.Timeout, defaultSeconds)); err != nil {
 		return req, err
@@ -85,6 +81,11 @@ func (b *newSandbox) request(team string, defaultSeconds int64) (node.CreateRequ
 	}
 	if r := b.AutoResume; r != nil {
 		req.Lifecycle.AutoResume = r.Enabled || r.Policy == "any"
+	}
+	if b.AutoPause && !valueOr(b.AutoPauseMemory, true) {
+		if req.Lifecycle.OnTimeout = node.TimeoutShelve; req.Lifecycle.AutoResume {
+			return req, invalid("autoResume needs the memory: a sandbox that was paused without it is resumed explicitly")
+		}
 	}
 	policy, err := b.Network.policy(b.Internet)
 	if err != nil {
@@ -261,7 +262,7 @@ func (a *api) connect(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 		return
 	}
 	a.onSandbox(w, r, key, func(sb node.Sandbox) error {
-		if !valueOr(body.Memory, true) && sb.State == sandbox.Paused {
+		if !valueOr(body.Memory, true) && a.holdsMemory(r.Context(), sb) {
 			return errNoMemory
 		}
 		d, err := life(valueOr(body.Timeout, defaultLife))
@@ -294,7 +295,7 @@ func (a *api) resume(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 		if sb.State != sandbox.Paused {
 			return sandbox.Errorf("e2b.resume", sandbox.Conflict, "", "sandbox %s is already running", sb.ID)
 		}
-		if !valueOr(body.Memory, true) {
+		if !valueOr(body.Memory, true) && a.holdsMemory(r.Context(), sb) {
 			return errNoMemory
 		}
 		d, err := life(valueOr(body.Timeout, defaultLifeV1))
@@ -310,6 +311,15 @@ func (a *api) resume(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	})
 }
 
+// holdsMemory reports whether a sandbox is paused and goes on from its memory when it is resumed.
+func (a *api) holdsMemory(ctx context.Context, sb node.Sandbox) bool {
+	if sb.State != sandbox.Paused || sb.Suspended == "" {
+		return sb.State == sandbox.Paused
+	}
+	s, err := a.node.GetSnapshot(ctx, sb.Suspended)
+	return err != nil || s.Memory
+}
+
 func (a *api) pause(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	body := struct {
 		Memory *bool `json:"memory"`
@@ -317,11 +327,12 @@ func (a *api) pause(w http.ResponseWriter, r *http.Request, key tenant.Key) {
 	if !a.decode(w, r, &body) {
 		return
 	}
+	mode := node.PauseDisk
+	if !valueOr(body.Memory, true) {
+		mode = node.PauseFiles
+	}
 	a.onSandbox(w, r, key, func(sb node.Sandbox) error {
-		if !valueOr(body.Memory, true) {
-			return errNoMemory
-		}
-		if _, err := a.node.Pause(r.Context(), sb.ID, true); err != nil {
+		if _, err := a.node.Pause(r.Context(), sb.ID, mode); err != nil {
 			return err
 		}
 		w.WriteHeader(http.StatusNoContent)

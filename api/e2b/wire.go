@@ -84,8 +84,11 @@ func (a *api) listed(sb node.Sandbox) listedSandbox {
 
 func (a *api) detail(sb node.Sandbox) sandboxDetail {
 	onTimeout := sb.Lifecycle.OnTimeout
-	if onTimeout == "" {
+	switch onTimeout {
+	case "":
 		onTimeout = node.TimeoutKill
+	case node.TimeoutShelve: // clients know only that it is paused
+		onTimeout = node.TimeoutPause
 	}
 	labels := sb.Spec.Labels
 	return sandboxDetail{

@@ -46,8 +46,8 @@ type Sandboxes interface {
 	// List returns the newest first, without the tokens.
 	List(ctx context.Context, f node.Filter) ([]node.Sandbox, error)
 	Remove(ctx context.Context, ref string) error
-	// Pause freezes in memory, or with onDisk saves the state and frees the memory.
-	Pause(ctx context.Context, ref string, onDisk bool) (node.Sandbox, error)
+	// Pause stops a sandbox so that it can go on later.
+	Pause(ctx context.Context, ref string, mode node.PauseMode) (node.Sandbox, error)
 	Resume(ctx context.Context, ref string) (node.Sandbox, error)
 	Rename(ctx context.Context, ref, name string) error
 	// SetTimeout sets the end to now + d; 0 lifts it.

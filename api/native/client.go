@@ -182,8 +182,8 @@ func (c *Client) Remove(ctx context.Context, ref string) error {
 }
 
 // Pause implements Backend.
-func (c *Client) Pause(ctx context.Context, ref string, onDisk bool) (node.Sandbox, error) {
-	return ask[node.Sandbox](ctx, c, "native.Pause", http.MethodPost, sandboxPath(ref, "/pause"), nil, PauseRequest{Disk: onDisk})
+func (c *Client) Pause(ctx context.Context, ref string, mode node.PauseMode) (node.Sandbox, error) {
+	return ask[node.Sandbox](ctx, c, "native.Pause", http.MethodPost, sandboxPath(ref, "/pause"), nil, PauseRequest{Mode: mode})
 }
 
 // Resume implements Backend.

@@ -62,8 +62,8 @@ func (l *Local) List(ctx context.Context, f node.Filter) ([]node.Sandbox, error)
 func (l *Local) Remove(ctx context.Context, ref string) error { return l.node.Remove(ctx, ref) }
 
 // Pause implements Backend.
-func (l *Local) Pause(ctx context.Context, ref string, onDisk bool) (node.Sandbox, error) {
-	return l.node.Pause(ctx, ref, onDisk)
+func (l *Local) Pause(ctx context.Context, ref string, mode node.PauseMode) (node.Sandbox, error) {
+	return l.node.Pause(ctx, ref, mode)
 }
 
 // Resume implements Backend.

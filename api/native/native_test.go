@@ -159,7 +159,7 @@ func TestSandboxLifeIsTheSameOverBothBackends(t *testing.T) {
 		if got := must[node.Sandbox](t)(b.Get(ctx, "second")); got.EndAt != nil {
 			t.Fatalf("still ends at %v", got.EndAt)
 		}
-		if paused := must[node.Sandbox](t)(b.Pause(ctx, "second", false)); paused.State != sandbox.Paused {
+		if paused := must[node.Sandbox](t)(b.Pause(ctx, "second", node.PauseFrozen)); paused.State != sandbox.Paused {
 			t.Fatalf("paused: %s", paused.State)
 		}
 		if resumed := must[node.Sandbox](t)(b.Resume(ctx, "second")); resumed.State != sandbox.Running {

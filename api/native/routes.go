@@ -12,7 +12,7 @@ import (
 
 // PauseRequest says how to pause.
 type PauseRequest struct {
-	Disk bool `json:"disk,omitempty"` // save the state and free the memory
+	Mode node.PauseMode `json:"mode,omitempty"` // default: frozen
 }
 
 // NameRequest carries a name: a new one for a sandbox, or a snapshot's.
@@ -127,7 +127,7 @@ func sandboxRoutes() []route {
 			return none{}, c.backend.Remove(c.ctx, c.ref())
 		}),
 		on("POST", "/api/v1/sandboxes/{ref}/pause", "Freeze a sandbox", func(c *call, in PauseRequest) (node.Sandbox, error) {
-			return c.backend.Pause(c.ctx, c.ref(), in.Disk)
+			return c.backend.Pause(c.ctx, c.ref(), in.Mode)
 		}),
 		on("POST", "/api/v1/sandboxes/{ref}/resume", "Let a paused sandbox go on", func(c *call, _ none) (node.Sandbox, error) {
 			return c.backend.Resume(c.ctx, c.ref())

@@ -91,12 +91,12 @@ func (s scoped) Remove(ctx context.Context, ref string) error {
 	return s.Backend.Remove(ctx, sb.ID)
 }
 
-func (s scoped) Pause(ctx context.Context, ref string, onDisk bool) (node.Sandbox, error) {
+func (s scoped) Pause(ctx context.Context, ref string, mode node.PauseMode) (node.Sandbox, error) {
 	sb, err := s.own(ctx, ref)
 	if err != nil {
 		return node.Sandbox{}, err
 	}
-	return s.Backend.Pause(ctx, sb.ID, onDisk)
+	return s.Backend.Pause(ctx, sb.ID, mode)
 }
 
 func (s scoped) Resume(ctx context.Context, ref string) (node.Sandbox, error) {

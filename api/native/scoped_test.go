@@ -52,7 +52,7 @@ func TestATeamSeesOnlyItsOwn(t *testing.T) {
 	for name, err := range map[string]error{
 		"Get":      second(blue.Get(ctx, "secret")),
 		"Remove":   blue.Remove(ctx, sb.ID),
-		"Pause":    second(blue.Pause(ctx, sb.ID, false)),
+		"Pause":    second(blue.Pause(ctx, sb.ID, node.PauseFrozen)),
 		"Dial":     second(blue.Dial(ctx, sb.ID, sandbox.GuestPort)),
 		"Fork":     second(blue.Fork(ctx, sb.ID, 1, node.CreateRequest{})),
 		"Snapshot": second(blue.Snapshot(ctx, sb.ID, "")),

@@ -63,7 +63,7 @@ func (o *createOptions) childFlags(cmd *cobra.Command) {
 	fl.Var(&o.rate, "rate", "how many bytes a second it may send, and as many receive, for example 10m")
 	fl.Var(&o.ttl, "ttl", "how long it may live, for example 10m")
 	fl.Var(&o.idle, "idle", "after how long without use it is paused until the next use, for example 15m")
-	fl.StringVar(&o.onTimeout, "on-timeout", "", "what happens then: `kill` or pause")
+	fl.StringVar(&o.onTimeout, "on-timeout", "", "what happens then: `kill`, pause, or pause-files")
 	fl.BoolVar(&o.autoResume, "auto-resume", false, "traffic resumes it when it is paused")
 }
 
@@ -109,9 +109,9 @@ func (o *createOptions) check() error {
 		return usageError("--network "+o.network, "leave it out, or --rate", "only a network of the sandbox's own has a rate")
 	}
 	switch node.TimeoutAction(o.onTimeout) {
-	case "", node.TimeoutKill, node.TimeoutPause:
+	case "", node.TimeoutKill, node.TimeoutPause, node.TimeoutShelve:
 	default:
-		return usageError(o.onTimeout, "use --on-timeout kill or pause", "there is no such action")
+		return usageError(o.onTimeout, "use --on-timeout kill, pause or pause-files", "there is no such action")
 	}
 	if !(o.cpus >= 0 && o.cpus < maxCPUs) { // NaN fails too
 		return usageError(fmt.Sprint("--cpus ", o.cpus), "write for example 0.5 or 2, or leave it out for the default", "that is no number of cores")

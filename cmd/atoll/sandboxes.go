@@ -285,19 +285,28 @@ func (a *app) removeCommand() *cobra.Command {
 }
 
 func (a *app) pauseCommand() *cobra.Command {
-	var memory bool
+	var memory, files bool
 	cmd := &cobra.Command{
 		Use: "pause SANDBOX...", Short: "Stop sandboxes so that they can go on later", Args: atLeast("a sandbox"),
 		Long: "Pause saves a sandbox's whole state to disk and frees its memory. With --memory it is only frozen: it resumes\n" +
-			"at once but still takes its memory.",
+			"at once but still takes its memory. With --files only its files are kept, and it boots anew when it is resumed.",
 		RunE: func(cmd *cobra.Command, refs []string) error {
+			mode := node.PauseDisk
+			switch {
+			case memory:
+				mode = node.PauseFrozen
+			case files:
+				mode = node.PauseFiles
+			}
 			return a.each(cmd, refs, func(b native.Backend, ref string) error {
-				_, err := b.Pause(cmd.Context(), ref, !memory)
+				_, err := b.Pause(cmd.Context(), ref, mode)
 				return err
 			})
 		},
 	}
 	cmd.Flags().BoolVar(&memory, "memory", false, "freeze in memory, do not save")
+	cmd.Flags().BoolVar(&files, "files", false, "keep the files only")
+	cmd.MarkFlagsMutuallyExclusive("memory", "files")
 	a.completes(cmd, -1, sandboxNames(sandbox.Running))
 	return cmd
 }

@@ -50,6 +50,18 @@ done
 equal "$(count origin)" "$pid 5"
 equal "$(for c in "${children[@]}"; do atoll exec "$c" -- cat /proc/sys/kernel/random/uuid; done | sort -u | wc -l)" 10
 
+# Paused with its files only, it boots anew from them; a child of it does too.
+atoll exec --user root two -- sh -c 'rm /etc/issue /etc/debian_version; echo mine >/etc/mine'
+boot=$(atoll exec two -- cat /proc/sys/kernel/random/boot_id)
+atoll pause --files two >/dev/null
+shelved=$(atoll fork two -q)
+made+=("$shelved")
+atoll resume two >/dev/null
+for name in two "$shelved"; do
+	equal "$(atoll exec $name -- sh -c 'cat /etc/mine; ls /etc/issue /etc/debian_version 2>/dev/null; tail -n 1 /tmp/log')" $'mine\n4'
+	[[ $(atoll exec $name -- cat /proc/sys/kernel/random/boot_id) != "$boot" ]]
+done
+
 # Lineage, and removal that spares what is in use.
 has "$(atoll snapshot ls)" origin
 equal "$(atoll snapshot ls origin -q)" "$snapshot"

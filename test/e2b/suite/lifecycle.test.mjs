@@ -22,6 +22,33 @@ test('a paused sandbox goes on where it was', async () => {
   assert.equal(await reconnected.kill(), true)
 })
 
+test('a sandbox paused without its memory boots anew with its files', async () => {
+  const sbx = await create()
+  const boot = () => sbx.files.read('/proc/sys/kernel/random/boot_id')
+  await sbx.files.write('kept', 'on disk')
+  await sbx.commands.run('sudo rm /etc/issue /etc/debian_version && sudo mv /etc/motd /etc/moved && sleep 3000 >/dev/null 2>&1 &')
+  const before = await boot()
+  for (const round of [1, 2]) {
+    assert.equal(await sbx.pause({ keepMemory: false }), true)
+    assert.equal(await sbx.isRunning(), false)
+    await sbx.connect()
+    assert.notEqual(await boot(), before)
+    assert.equal(await sbx.files.read('kept'), 'on disk')
+    assert.equal((await sbx.commands.run('ls /etc/issue /etc/debian_version /etc/motd /etc/moved 2>/dev/null || true')).stdout, '/etc/moved\n', `round ${round}`)
+    assert.equal((await sbx.commands.list()).length, 0)
+  }
+})
+
+test('at its timeout a sandbox is paused without its memory when that was asked for', async () => {
+  const sbx = await create({ lifecycle: { onTimeout: { action: 'pause', keepMemory: false } } })
+  const before = await sbx.files.read('/proc/sys/kernel/random/boot_id')
+  await sbx.setTimeout(1_000)
+  await eventually(async () => (await sbx.getInfo()).state === 'paused')
+  assert.deepEqual((await sbx.getInfo()).lifecycle, { onTimeout: 'pause', autoResume: false })
+  await sbx.connect()
+  assert.notEqual(await sbx.files.read('/proc/sys/kernel/random/boot_id'), before)
+})
+
 test('a sandbox pauses at its timeout and waits to be connected', async () => {
   const sbx = await create({ timeoutMs: 2_000, lifecycle: { onTimeout: 'pause', autoResume: false } })
   await eventually(async () => (await sbx.getInfo()).state === 'paused')
