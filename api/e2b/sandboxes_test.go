@@ -52,11 +52,11 @@ func TestRequestsThatMakeNoSenseAreRefused(t *testing.T) {
 		`{"templateID":"../x"}`:               404,
 		`{"templateID":"plain:ghost"}`:        404,
 		`{"templateID":"plain","timeout":-1}`: 400,
-		`{"templateID":"plain","timeout":999999999999}`:                    400,
-		`{"templateID":"plain","network":{"denyOut":["x.com"]}}`:           400,
-		`{"templateID":"plain","autoPauseMemory":false}`:                   400,
-		`{"templateID":"plain","iam":{"tokens":{}}}`:                       400,
-		`{"templateID":"plain","volumeMounts":[{"name":"a","path":"/v"}]}`: 404,
+		`{"templateID":"plain","timeout":999999999999}`:                                                 400,
+		`{"templateID":"plain","network":{"denyOut":["x.com"]}}`:                                        400,
+		`{"templateID":"plain","autoPause":true,"autoPauseMemory":false,"autoResume":{"enabled":true}}`: 400,
+		`{"templateID":"plain","iam":{"tokens":{}}}`:                                                    400,
+		`{"templateID":"plain","volumeMounts":[{"name":"a","path":"/v"}]}`:                              404,
 	} {
 		r := s.do("POST", "/v2/sandboxes", body)
 		var e apiError
@@ -185,7 +185,8 @@ func TestPauseAndResume(t *testing.T) {
 	s := newServer(t)
 	id := s.create(`"autoPause":true`).SandboxID
 	s.want(s.do("POST", "/sandboxes/"+id+"/resume", ""), 409)
-	s.want(s.do("POST", "/sandboxes/"+id+"/pause", `{"memory":false}`), 400)
+	s.want(s.do("POST", "/sandboxes/"+id+"/pause", `{"memory":false}`), 204)
+	s.want(s.do("POST", "/v2/sandboxes/"+id+"/connect", `{"memory":false}`), 201)
 	s.want(s.do("POST", "/sandboxes/"+id+"/pause", ""), 204)
 	s.want(s.do("POST", "/sandboxes/"+id+"/pause", `{}`), 409)
 	if d := s.detail(id); d.State != sandbox.Paused || d.Lifecycle.OnTimeout != "pause" {
