@@ -140,10 +140,11 @@ func (t *attendTile) run(dst, q []float32, w queries) {
 	}
 }
 
-// wide is how many rows are computed for so many: one kernel for four reads a page once, four for one do four times.
+// wide is how many rows are computed for so many. A kernel for four reads a page once, four for one do four times; and kernels for
+// four and eight add in the same order, that for one in another: a token must get the same results alone and among others.
 func (t *attendTile) wide(rows int) int {
 	switch {
-	case t.isa == Scalar || rows == 1:
+	case t.isa == Scalar:
 		return rows
 	case rows <= 4:
 		return 4

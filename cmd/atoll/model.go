@@ -40,6 +40,7 @@ type modelFlags struct {
 	cache   size
 	guess   int
 	kv      string
+	draft   string
 	attend  string
 }
 
@@ -49,7 +50,8 @@ func (f *modelFlags) add(cmd *cobra.Command) {
 	fl.IntVar(&f.window, "window", 0, "`tokens` of a conversation; default the model's, up to 8192")
 	fl.Var(&f.memory, "memory", "`bytes` for all models together; default four fifths of the machine's")
 	fl.Var(&f.cache, "cache", "`bytes` for keys and values; default what one window needs")
-	fl.IntVar(&f.guess, "guess", 0, "`tokens` to guess ahead from what is in the text already")
+	fl.IntVar(&f.guess, "guess", 0, "`tokens` to guess ahead from what is in the text already, or with --draft")
+	fl.StringVar(&f.draft, "draft", "", "a small `model` of the same tokens that guesses ahead; answers stay as likely as they are")
 	fl.StringVar(&f.kv, "kv", "f16", "how keys and values are kept: `f16`, bf16, int8 or int4")
 	fl.StringVar(&f.attend, "attention", "full", "what tokens attend to: `full`, window[:TOKENS] or sparse[:PAGES]")
 }
@@ -63,7 +65,7 @@ func (f *modelFlags) host(a *app) (llmhost.Config, error) {
 	if err != nil {
 		return llmhost.Config{}, err
 	}
-	c := llmhost.Config{Store: a.modelStore(), Threads: f.threads, Memory: int64(f.memory),
+	c := llmhost.Config{Store: a.modelStore(), Threads: f.threads, Memory: int64(f.memory), Draft: f.draft,
 		Engine: engine.Config{Window: f.window, CacheBytes: int64(f.cache), CacheType: numbers, Guess: f.guess, Sparse: sparse}}
 	return c, nil
 }

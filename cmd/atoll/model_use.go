@@ -203,6 +203,8 @@ type modelReport struct {
 	Load    float64 `json:"load_s"`     // until all weights are there
 	First   float64 `json:"first_s"`    // from the start of loading to the first token of an 8-token prompt
 	Bytes   int64   `json:"weight_bytes"`
+	Guessed int64   `json:"guessed_tokens"` // ahead
+	Right   int64   `json:"guessed_right"`
 }
 
 func (a *app) benchModelCommand() *cobra.Command {
@@ -237,6 +239,9 @@ func (a *app) benchModelCommand() *cobra.Command {
 			}
 			fmt.Fprintf(a.stdout, "%s with %d threads: read %.1f, wrote %.1f tokens a second (%d at once); loaded in %.2f s, first token after %.2f s\n",
 				r.Model, r.Threads, r.Prefill, r.Decode, r.Batch, r.Load, r.First)
+			if r.Guessed > 0 {
+				fmt.Fprintf(a.stdout, "of %d tokens guessed ahead %.0f %% were right\n", r.Guessed, 100*float64(r.Right)/float64(r.Guessed))
+			}
 			return nil
 		},
 	}
@@ -300,6 +305,7 @@ func (r *modelReport) run(ctx context.Context, m *llmhost.Model) error {
 			return sandbox.E("atoll bench model", "", m.Name, got.err)
 		}
 		r.Decode += float64(got.u.Answer-1) / max(1e-9, (got.u.Total-got.u.First).Seconds())
+		r.Guessed, r.Right = r.Guessed+int64(got.u.Guessed), r.Right+int64(got.u.Right)
 	}
 	return nil
 }

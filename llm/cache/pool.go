@@ -217,6 +217,7 @@ type Sequence struct {
 	pages  []Page
 	keys   []Key // of the full pages that are published
 	tokens []int32
+	asked  bool // its text has been counted
 }
 
 // NewSequence begins a text. It shares pages with texts of its kind only: those computed alike, the plain way if "".
@@ -249,8 +250,10 @@ func (s *Sequence) Adopt(tokens []int32) int {
 	}
 	found := int64(len(s.tokens) - before)
 	s.pool.stats.Hits += found
-	if s.pool.stats.Misses -= found; before == 0 {
+	s.pool.stats.Misses -= found
+	if !s.asked {
 		s.pool.stats.Misses += int64(len(tokens))
+		s.asked = true
 	}
 	return len(s.tokens) - before
 }

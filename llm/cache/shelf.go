@@ -218,7 +218,11 @@ func (s *shelf) write() {
 		for s.sum > s.limit && len(s.order) > 0 && s.order[0] != e.key { // the longest unused makes room
 			s.drop(s.order[0])
 		}
+		wanted := s.pages[e.key] != nil // it may have had to make room itself
 		s.mu.Unlock()
+		if !wanted {
+			continue
+		}
 		var ids []chunk.ID
 		var err error
 		for piece := range slices.Chunk(e.data, chunk.CutSize) {

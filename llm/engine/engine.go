@@ -8,6 +8,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -31,7 +32,8 @@ type Config struct {
 	Queue      int            // requests that may wait; default 256
 	Batch      int            // tokens of one pass; default 512
 	Chunk      int            // tokens of one prompt in a pass in which others generate; default 128
-	Guess      int            // tokens to guess ahead from the text itself; 0 is none
+	Guess      int            // tokens to guess ahead; 0 is none, or with a Draft, up to 8
+	Draft      *model.Model   // a small model of the same vocabulary that guesses; nil: guesses are taken from the text itself
 	Sparse     tensor.Sparse  // what tokens attend to, unless a request says otherwise
 	Weights    map[string]int // of tenants; absent is 1
 	Digest     string         // of the model, which the cached prefixes belong to
@@ -67,7 +69,7 @@ func (c *Config) defaults(m model.Config) {
 // pages is how many pages the cache has: as many as its memory holds, and at
 // least what one text of the whole window needs.
 func (c *Config) pages(l cache.Layout) int {
-	window := (c.Window + c.Guess + l.KV.PageLen) / l.KV.PageLen
+	window := (c.Window + max(c.Guess, defaultAhead) + l.KV.PageLen) / l.KV.PageLen
 	return max(window, int(c.CacheBytes/l.PageBytes()))
 }
 
@@ -80,6 +82,14 @@ func Memory(m model.Config, c Config) int64 {
 	return int64(c.pages(l))*l.PageBytes() + 4*(states+int64(c.Sequences+c.Guess)*int64(m.Vocab))
 }
 
+// DraftMemory is what guessing by a small model takes beside its weights, in bytes.
+func DraftMemory(m, small model.Config, c Config) int64 {
+	c.defaults(m)
+	pages := int64(c.pages(model.Layout(m, model.Shard{}, c.CacheType, pageLen)))
+	c.Sequences, c.Guess = 1, 0
+	return pages*model.Layout(small, model.Shard{}, c.CacheType, pageLen).PageBytes() + Memory(small, c)
+}
+
 // Engine serves a model. Its methods may be called from many goroutines.
 type Engine struct {
 	model  *model.Model
@@ -88,6 +98,8 @@ type Engine struct {
 	kv     *cache.Pool
 	vocab  func() *grammar.Vocabulary
 	stats  stats
+
+	drafter *drafter // nil without a Draft; of the loop alone
 
 	wake chan struct{} // something has been put into queue or left, at most one is pending
 	done chan struct{} // the loop has ended
@@ -119,8 +131,14 @@ func New(m *model.Model, tokens *tokenizer.Tokenizer, c Config) (*Engine, error)
 			c.Log.Warn("keys and values are not kept on disk", "error", err)
 		}
 	}
+	var d *drafter
+	if c.Draft != nil {
+		if d, err = newDrafter(c.Draft, &c, c.pages(layout)); err != nil {
+			return nil, errors.Join(err, kv.Close())
+		}
+	}
 	ctx, stop := context.WithCancel(context.Background())
-	e := &Engine{
+	e := &Engine{drafter: d,
 		model: m, tokens: tokens, config: c, kv: kv, queue: newQueue(c.Queue, c.Weights),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), stop: stop,
 	}
@@ -159,6 +177,9 @@ func (e *Engine) Close() error {
 	}
 	e.stop()
 	<-e.done
+	if e.drafter != nil {
+		_ = e.drafter.kv.Close() // only gives memory back
+	}
 	return e.kv.Close()
 }
 

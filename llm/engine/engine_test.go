@@ -271,3 +271,60 @@ func TestEmbeddingsOfAlikeTextsAreAlike(t *testing.T) {
 		t.Error("the same text has two embeddings")
 	}
 }
+
+// conformance: L5
+func TestASmallModelGuessesWithoutChangingTheAnswer(t *testing.T) {
+	alone := start(t, engine.Config{Sequences: 1})
+	guessing := start(t, engine.Config{Draft: world.model}) // as good a guesser as can be
+	var wg sync.WaitGroup
+	var wants []answer
+	prompts := []string{"What is the capital of France?", "Count from one to ten.", "Write a line about the sea."}
+	for _, p := range prompts {
+		wants = append(wants, ask(t, alone, engine.Request{Prompt: question(t, p), Limit: 40, Likely: -1}))
+	}
+	for i, p := range prompts {
+		prompt, want := question(t, p), wants[i]
+		wg.Go(func() {
+			got := ask(t, guessing, engine.Request{Prompt: prompt, Limit: 40, Likely: -1})
+			if got.text != want.text || got.finish != want.finish {
+				t.Errorf("%q (%s), want %q (%s)", got.text, got.finish, want.text, want.finish)
+			}
+		})
+	}
+	wg.Wait()
+	s := guessing.Stats()
+	t.Logf("measured: L5 of %d tokens guessed ahead %d were right", s.Guessed, s.Right)
+	if s.Right == 0 && s.Guessed > 8 {
+		t.Errorf("of %d guesses %d were right", s.Guessed, s.Right)
+	}
+}
+
+// conformance: L5
+func TestChoicesForOnePromptShareIt(t *testing.T) {
+	e := start(t, engine.Config{Batch: 64, Chunk: 64})
+	prompt := question(t, strings.Repeat("The reef is a ring around the lagoon. ", 16)+"What is the reef?")
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			ask(t, e, engine.Request{Prompt: prompt, Limit: 4, Likely: -1, Sampling: engine.Sampling{Temperature: 1, Seed: uint64(i)}})
+		})
+	}
+	wg.Wait()
+	if s := e.Stats(); s.PassTokens > int64(len(prompt)+4*(32+32+4)) {
+		t.Errorf("%d tokens were computed for four choices of a prompt of %d", s.PassTokens, len(prompt))
+	}
+}
+
+// conformance: L5
+func TestTextsGoToDiskAndComeBackWhileOthersRun(t *testing.T) {
+	e := start(t, engine.Config{Window: 224, CacheBytes: 1, Digest: "d", KeepDir: t.TempDir()})
+	first := engine.Request{Prompt: question(t, strings.Repeat("The reef is a ring. ", 20)+"What is it?"), Limit: 8, Likely: -1}
+	want := ask(t, e, first)
+	for _, p := range []string{"boat", "wave", "wind"} { // more than the memory holds
+		ask(t, e, engine.Request{Prompt: question(t, strings.Repeat("A "+p+" comes by. ", 24)), Limit: 8, Likely: -1})
+	}
+	got := ask(t, e, first)
+	if s := e.Stats().Cache; got.usage.Cached < 64 || got.text != want.text || s.Read < 2 || s.Written < 2 {
+		t.Errorf("%+v %q, want %q; %+v", got.usage, got.text, want.text, s)
+	}
+}

@@ -11,7 +11,7 @@ const (
 )
 
 // guess returns up to n tokens that may follow text.
-func guess(text []int32, n int) []int32 {
+func guess(text []int32, n int) []draft {
 	if n <= 0 {
 		return nil
 	}
@@ -19,7 +19,11 @@ func guess(text []int32, n int) []int32 {
 		tail := text[len(text)-size:]
 		for i := len(text) - size - 1; i >= 0; i-- { // the latest place first
 			if slices.Equal(text[i:i+size], tail) {
-				return text[i+size : min(i+size+n, len(text))]
+				var list []draft
+				for _, token := range text[i+size : min(i+size+n, len(text))] {
+					list = append(list, draft{token: token})
+				}
+				return list
 			}
 		}
 	}

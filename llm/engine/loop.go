@@ -63,7 +63,7 @@ func (e *Engine) leave(s *sequence) {
 	if i := slices.Index(e.running, s); i >= 0 {
 		e.running = slices.Delete(e.running, i, i+1)
 	}
-	s.kv.Release()
+	s.release()
 	s.unwatch()
 	s.cancel()
 	e.stats.running.Store(int64(len(e.running)))
@@ -89,7 +89,7 @@ func (e *Engine) admit() {
 			}
 		}
 		if s.kv.Need(min(s.pending(), e.config.Chunk)) > e.kv.Free() && len(e.running) > 0 {
-			s.kv.Release()
+			s.release()
 			break
 		}
 		e.queue.pop()
@@ -101,11 +101,14 @@ func (e *Engine) admit() {
 
 // pass plans and runs one forward pass and deals with what it says.
 func (e *Engine) pass(ctx context.Context) error {
+	if err := e.guess(ctx); err != nil {
+		return err
+	}
 	todo := make([]work, len(e.running))
 	for i, s := range e.running {
-		s.drafts = nil
-		if e.config.Guess > 0 && s.pending() == 1 && s.form == nil && !s.req.Embed {
-			s.drafts = guess(s.text, min(e.config.Guess, s.req.Limit-(len(s.text)-len(s.req.Prompt))-1))
+		if e.follows(i) {
+			todo[i] = work{gives: s.kv.Own()}
+			continue
 		}
 		todo[i] = work{pending: s.pending(), drafts: len(s.drafts), room: len(s.kv.Pages())*pageLen - s.kv.Len(), gives: s.kv.Own()}
 	}
@@ -113,7 +116,7 @@ func (e *Engine) pass(ctx context.Context) error {
 	var back []*sequence
 	for _, i := range st.putBack { // their pages stay known, so little is computed twice
 		s := e.running[i]
-		s.kv.Release()
+		s.release()
 		s.states = nil
 		back = append(back, s)
 	}
@@ -139,11 +142,14 @@ func (e *Engine) pass(ctx context.Context) error {
 			last = 1 + len(s.drafts)
 		}
 		at := &batches[kind]
-		at.b.Tokens = append(append(at.b.Tokens, s.text[s.kv.Len():s.kv.Len()+known]...), s.drafts...)
+		at.b.Tokens = append(at.b.Tokens, s.text[s.kv.Len():s.kv.Len()+known]...)
+		for _, d := range s.drafts {
+			at.b.Tokens = append(at.b.Tokens, d.token)
+		}
 		at.b.Parts = append(at.b.Parts, model.Part{Pages: s.kv.Pages(), Start: s.kv.Len(), Tokens: n, Last: last, Sparse: s.sparse})
 		at.seqs = append(at.seqs, s)
 	}
-	began := time.Now()
+	began, generating := time.Now(), !slices.ContainsFunc(todo, func(w work) bool { return w.pending > 1 })
 	for i := range batches {
 		at := &batches[i]
 		if len(at.seqs) == 0 {
@@ -164,10 +170,45 @@ func (e *Engine) pass(ctx context.Context) error {
 			row += last
 		}
 	}
+	if e.drafter != nil && generating {
+		e.drafter.passed(time.Since(began))
+	}
 	e.stats.passed(time.Since(began), len(batches[0].b.Tokens)+len(batches[1].b.Tokens))
 	e.stats.note(e.kv.Stats())
 	e.requeue(back)
 	return nil
+}
+
+// guess lets sequences take over what others have computed of their texts meanwhile, and guesses what follows.
+func (e *Engine) guess(ctx context.Context) error {
+	for _, s := range e.running {
+		s.drafts = nil
+		if s.pending() > 1 && !s.req.Embed {
+			if found := s.kv.Adopt(s.text); len(s.text) == len(s.req.Prompt) {
+				s.count(func(u *Usage) { u.Cached += found })
+			}
+		}
+		if e.drafter == nil && e.config.Guess > 0 && s.pending() == 1 && s.form == nil && !s.req.Embed {
+			s.drafts = guess(s.text, min(e.config.Guess, s.req.Limit-(len(s.text)-len(s.req.Prompt))-1))
+		}
+	}
+	if e.drafter == nil {
+		return nil
+	}
+	return e.drafter.propose(ctx, e.running, e.tokens.Len())
+}
+
+// follows tells whether the next page of a sequence is one that an elder is about to compute: it is taken over then. So of
+// several texts that begin alike, such as the choices for one prompt, only one is computed.
+func (e *Engine) follows(i int) bool {
+	s := e.running[i]
+	next := s.kv.Len() + pageLen
+	if s.req.Embed || s.kv.Len()%pageLen != 0 || len(s.kv.Pages())*pageLen != s.kv.Len() || len(s.text) <= next {
+		return false
+	}
+	return slices.ContainsFunc(e.running[:i], func(r *sequence) bool {
+		return r.sparse == s.sparse && r.kv.Len() < next && len(r.text) >= next && r.pending() > 1 && slices.Equal(r.text[:next], s.text[:next])
+	})
 }
 
 // requeue puts sequences back in front of those that wait.
@@ -189,9 +230,18 @@ func (e *Engine) computed(s *sequence, n int, logits []float32) {
 	vocab := e.model.Config().Vocab
 	known := n - len(s.drafts)
 	s.kv.Commit(s.text[s.kv.Len() : s.kv.Len()+known]...)
-	rows := len(logits) / vocab
+	rows, right := len(logits)/vocab, 0
+	defer func() {
+		if e.drafter != nil && rows > 0 {
+			e.drafter.judged(s, right)
+		}
+	}()
 	for i := range rows {
-		token, piece := e.choose(s, logits[i*vocab:i*vocab+e.tokens.Len()]) // rows beyond the tokens are padding
+		var d draft
+		if i < rows-1 {
+			d = s.drafts[i]
+		}
+		token, piece := e.choose(s, logits[i*vocab:i*vocab+e.tokens.Len()], d) // rows beyond the tokens are padding
 		s.put(piece)
 		e.stats.generated(s.used(), piece)
 		if piece.Finish != "" {
@@ -200,9 +250,10 @@ func (e *Engine) computed(s *sequence, n int, logits []float32) {
 		}
 		s.text = append(s.text, token)
 		if i < rows-1 {
-			if right := token == s.drafts[i]; !right {
+			if token != d.token {
 				return
 			}
+			right++
 			s.kv.Commit(token) // the guess's keys and values are those of the token
 			s.count(func(u *Usage) { u.Right++ })
 		}
@@ -210,7 +261,8 @@ func (e *Engine) computed(s *sequence, n int, logits []float32) {
 }
 
 // choose samples one token and says what the caller gets to see of it.
-func (e *Engine) choose(s *sequence, logits []float32) (int32, Piece) {
+// d is what was guessed, if anything.
+func (e *Engine) choose(s *sequence, logits []float32, d draft) (int32, Piece) {
 	var mask grammar.Mask
 	if s.form != nil {
 		mask = e.allowed(s)
@@ -225,7 +277,12 @@ func (e *Engine) choose(s *sequence, logits []float32) (int32, Piece) {
 			logits[token] = float32(math.Inf(-1))
 		}
 	}
-	token := s.sample.choose(logits, mask, s.text)
+	var token int32
+	if d.from != nil { // a text with a form is not guessed by a drafter
+		token = s.sample.verify(logits, s.text, d)
+	} else {
+		token = s.sample.choose(logits, mask, s.text)
+	}
 	if token < 0 { // nothing is allowed, or the logits are no numbers
 		return 0, Piece{Text: s.ending.rest(), Finish: FinishStop}
 	}

@@ -149,7 +149,7 @@ func TestStopStringsAreFoundAcrossPieces(t *testing.T) {
 }
 
 func TestGuessesAreWhatFollowedBefore(t *testing.T) {
-	if g := guess([]int32{1, 2, 3, 4, 5, 9, 1, 2, 3}, 2); !slices.Equal(g, []int32{4, 5}) {
+	if g := guess([]int32{1, 2, 3, 4, 5, 9, 1, 2, 3}, 2); len(g) != 2 || g[0].token != 4 || g[1].token != 5 {
 		t.Errorf("%v", g)
 	}
 	if g := guess([]int32{1, 2, 3, 4}, 5); g != nil {
@@ -214,6 +214,49 @@ func TestTheSameSeedChoosesAlike(t *testing.T) {
 	for range 100 {
 		if a.choose(slices.Clone(logits), nil, nil) != b.choose(slices.Clone(logits), nil, nil) {
 			t.Fatal("two with the same seed differ")
+		}
+	}
+}
+
+// However guesses are made, tokens come as often as the model says.
+func TestVerifiedGuessesDoNotChangeWhatIsLikely(t *testing.T) {
+	p := []float32{2, 1, 0.5, -1, 0}
+	for name, q := range map[string][]float32{"alike": {2, 1, 0.4, -1, 0}, "other": {-1, 0, 3, 1, 0}, "the same": p, "sure": {0, 90, 0, 0, 0}} {
+		for _, settings := range []Sampling{{Temperature: 1}, {Temperature: 0.7, TopP: 0.9}, {Temperature: 1.5, TopK: 3}, {}} {
+			want := frequencies(settings, p, nil)
+			x, got, taken := newSampler(settings), make([]float64, len(p)), 0
+			const n = 20_000
+			for range n {
+				from := slices.Clone(x.distribution(slices.Clone(q), nil, nil))
+				d := draft{x.draw(from), from}
+				token := x.verify(slices.Clone(p), nil, d)
+				got[token] += 1.0 / n
+				if token == d.token {
+					taken++
+				}
+			}
+			for i := range got {
+				if d := got[i] - want[i]; d > 0.015 || d < -0.015 {
+					t.Errorf("%s %+v: token %d comes %.3f of the time, want %.3f", name, settings, i, got[i], want[i])
+				}
+			}
+			if name == "the same" && taken != n {
+				t.Errorf("%+v: of guesses by the model itself %d of %d were taken", settings, taken, n)
+			}
+		}
+	}
+}
+
+func TestGuessingGoesAsFarAsItPays(t *testing.T) {
+	for _, c := range []struct {
+		right, cost float64
+		want        func(n int) bool
+	}{
+		{0.95, 0.1, func(n int) bool { return n >= 5 }}, {0.5, 0.1, func(n int) bool { return n >= 1 && n <= 3 }},
+		{0.1, 0.3, func(n int) bool { return n == 0 }}, {0.9, 1.2, func(n int) bool { return n == 0 }}, {1, 0, func(n int) bool { return n == 8 }},
+	} {
+		if n := ahead(c.right, c.cost, 8); !c.want(n) {
+			t.Errorf("right %.2f of the time at %.2f of a pass: %d", c.right, c.cost, n)
 		}
 	}
 }

@@ -51,6 +51,12 @@ func (s *sampler) note(token int32) { s.counts[token]++ }
 // logits. recent are the tokens before, latest last. -1 means that the mask is
 // empty.
 func (s *sampler) choose(logits []float32, mask grammar.Mask, recent []int32) int32 {
+	return s.draw(s.distribution(logits, mask, recent))
+}
+
+// distribution returns the tokens that may be chosen with their probabilities; none when the mask is empty. It changes logits. The
+// result is valid until the next call.
+func (s *sampler) distribution(logits []float32, mask grammar.Mask, recent []int32) []candidate {
 	s.penalise(logits, recent)
 	if mask != nil {
 		for i := range logits {
@@ -59,14 +65,33 @@ func (s *sampler) choose(logits []float32, mask grammar.Mask, recent []int32) in
 			}
 		}
 	}
-	if s.Temperature <= 0 {
-		return likeliest(logits)
-	}
 	best := likeliest(logits)
 	if best < 0 {
-		return -1
+		return nil
+	}
+	if s.Temperature <= 0 {
+		s.heap = append(s.heap[:0], candidate{best, 1})
+		return s.heap
 	}
 	list := s.keep(logits, logits[best])
+	total := 0.0
+	for _, c := range list {
+		total += float64(c.value)
+	}
+	for i := range list {
+		list[i].value = float32(float64(list[i].value) / total)
+	}
+	return list
+}
+
+// draw chooses one of list by its weights, -1 when there is none.
+func (s *sampler) draw(list []candidate) int32 {
+	if len(list) < 2 {
+		if len(list) == 0 {
+			return -1
+		}
+		return list[0].token
+	}
 	total := 0.0
 	for _, c := range list {
 		total += float64(c.value)
@@ -78,6 +103,43 @@ func (s *sampler) choose(logits []float32, mask grammar.Mask, recent []int32) in
 		}
 	}
 	return list[0].token
+}
+
+// verify chooses a token as choose does, given one that was drawn from d.from. It takes that as often as it can without changing
+// how likely each token is (speculative sampling, Leviathan et al. 2023): with the probability by which both distributions give it;
+// otherwise it draws from what is left of the one when the other is taken away.
+func (s *sampler) verify(logits []float32, recent []int32, d draft) int32 {
+	list := s.distribution(logits, nil, recent)
+	if d.from == nil || len(list) == 0 {
+		return s.draw(list)
+	}
+	if s.rnd.Float64()*weight(d.from, d.token) < weight(list, d.token) {
+		return d.token
+	}
+	taken := make(map[int32]float32, len(d.from))
+	for _, c := range d.from {
+		taken[c.token] = c.value
+	}
+	left := list[:0]
+	for _, c := range list {
+		if c.value -= taken[c.token]; c.value > 0 {
+			left = append(left, c)
+		}
+	}
+	if len(left) == 0 { // the two are the same, but for rounding
+		return d.token
+	}
+	return s.draw(left)
+}
+
+// weight is what list has of a token.
+func weight(list []candidate, token int32) float64 {
+	for _, c := range list {
+		if c.token == token {
+			return float64(c.value)
+		}
+	}
+	return 0
 }
 
 func (s *sampler) penalise(logits []float32, recent []int32) {
@@ -122,7 +184,7 @@ func likeliest(logits []float32) int32 {
 // keep returns the tokens that the settings leave, with weights proportional to
 // their probabilities, likeliest first where there was a need to order them.
 func (s *sampler) keep(logits []float32, highest float32) []candidate {
-	weight := func(logit float32) float32 {
+	relative := func(logit float32) float32 {
 		return float32(math.Exp(float64((logit - highest) / s.Temperature)))
 	}
 	nucleus := s.TopP > 0 && s.TopP < 1
@@ -145,7 +207,7 @@ func (s *sampler) keep(logits []float32, highest float32) []candidate {
 	}
 	total := 0.0
 	for i := range list {
-		list[i].value = weight(list[i].value)
+		list[i].value = relative(list[i].value)
 		total += float64(list[i].value)
 	}
 	if !nucleus {

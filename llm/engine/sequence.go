@@ -26,9 +26,15 @@ type sequence struct {
 	sample *sampler
 	form   *grammar.Matcher
 	ending *ending
-	drafts []int32   // guessed to follow text, in this pass
+	drafts []draft   // guessed to follow text, in this pass
 	states []float32 // sum of the states of a text to embed
 	begun  time.Time
+
+	// Of the drafter.
+	small     *cache.Sequence // what the small model has read of text; nil is nothing
+	guess     int             // tokens to guess in this pass
+	unguessed int             // passes since the last guess
+	right     float64         // how likely a guess is right, by those of late
 
 	mu     sync.Mutex
 	pieces []Piece // not taken yet; one at most for each token, of which there are req.Limit at most
@@ -39,7 +45,7 @@ type sequence struct {
 }
 
 func newSequence(ctx context.Context, r Request) *sequence {
-	s := &sequence{req: r, text: slices.Clone(r.Prompt), sample: newSampler(r.Sampling), ending: newEnding(r.Stop), ready: make(chan struct{}, 1), begun: time.Now()}
+	s := &sequence{req: r, text: slices.Clone(r.Prompt), sample: newSampler(r.Sampling), ending: newEnding(r.Stop), ready: make(chan struct{}, 1), begun: time.Now(), right: 0.75}
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.usage.Prompt = len(r.Prompt)
 	return s
@@ -50,6 +56,15 @@ func (s *sequence) cost() int { return len(s.text) + s.req.Limit }
 
 // pending is how many tokens of the text have no keys and values yet.
 func (s *sequence) pending() int { return len(s.text) - s.kv.Len() }
+
+// release lets all pages go.
+func (s *sequence) release() {
+	s.kv.Release()
+	if s.small != nil {
+		s.small.Release()
+		s.small = nil
+	}
+}
 
 // put hands a piece to the caller.
 func (s *sequence) put(p Piece) {

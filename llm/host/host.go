@@ -30,6 +30,7 @@ type Config struct {
 	Threads int               // that compute; default all CPUs
 	Memory  int64             // bytes for all models together; default four fifths of the machine's
 	Engine  engine.Config     // of each model; Digest, KeepDir and Log are filled in
+	Draft   string            // a model of the same tokens that guesses for each; "" is none
 	Keep    string            // directory in which prefixes are kept from one start to the next; "" is nowhere
 	Log     *slog.Logger
 }
@@ -83,6 +84,7 @@ type Model struct {
 	used   time.Time // when it was given back last
 	stop   context.CancelFunc
 	source io.Closer
+	small  *small        // guesses for it; nil is none
 	ready  chan struct{} // closed when the fields above are there, or failed is
 	failed error
 }
@@ -137,6 +139,9 @@ func (h *Host) open(m *Model, ref string) {
 		if m.source != nil {
 			_ = m.source.Close()
 		}
+		if m.small != nil {
+			_ = m.small.close(nil)
+		}
 		h.mu.Lock()
 		delete(h.models, m.key)
 		h.mu.Unlock()
@@ -180,8 +185,21 @@ func (h *Host) load(m *Model, ref string) error {
 	if err != nil {
 		return err
 	}
-	if err := h.reserve(m, weights+engine.Memory(c, ec)); err != nil {
+	need := weights + engine.Memory(c, ec)
+	if h.config.Draft != "" {
+		if m.small, err = h.openSmall(ctx, m, c, ec); err != nil {
+			return err
+		}
+		need += m.small.bytes
+	}
+	if err := h.reserve(m, need); err != nil {
 		return err
+	}
+	if m.small != nil {
+		if m.small.weights, err = model.Open(m.small.src, model.Options{Pool: h.pool}); err != nil {
+			return err
+		}
+		ec.Draft = m.small.weights
 	}
 	if m.Weights, err = model.Open(src, model.Options{Pool: h.pool}); err != nil {
 		return err
@@ -302,6 +320,9 @@ func (h *Host) closeModel(m *Model) error {
 	delete(h.models, m.key)
 	m.stop() // of what still loads
 	err := m.Engine.Close()
+	if m.small != nil {
+		err = m.small.close(err)
+	}
 	return errors.Join(err, m.Weights.Close(), m.source.Close())
 }
 

@@ -1,11 +1,13 @@
 package host
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -224,6 +226,23 @@ func TestAModelIsUsedFromAnAddressOverCutConnections(t *testing.T) {
 // never come says why.
 //
 // conformance: L7
+// conformance: L5
+func TestOneModelGuessesForAnotherOfTheSameTokensOnly(t *testing.T) {
+	path := modeltest.Path(t, smol)
+	h := newHost(t, Config{Draft: path})
+	m, release, err := h.Use(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if err := first(t.Context(), m); err != nil {
+		t.Error(err)
+	}
+	if _, _, err := h.Use(t.Context(), modeltest.Path(t, "gemma-3-270m-q4_k_m.gguf")); !sandbox.Is(err, sandbox.Invalid) {
+		t.Errorf("a model with other tokens guesses: %v", err)
+	}
+}
+
 func TestPartOfAModelIsUsedWhileTheRestArrives(t *testing.T) {
 	data, err := os.ReadFile(modeltest.Path(t, smol))
 	if err != nil {
@@ -246,5 +265,99 @@ func TestPartOfAModelIsUsedWhileTheRestArrives(t *testing.T) {
 	close(f.rest)
 	if err := first(t.Context(), m); err != nil {
 		t.Error(err)
+	}
+}
+
+// serveUntilKilled is what the process that is killed does: it answers one request after the other with little memory for
+// keys and values, so that pages go to disk, and says when it is in the middle of an answer.
+func serveUntilKilled(t *testing.T, store, keep string) {
+	h, err := New(Config{Store: OpenStore(store), Keep: keep, Engine: engine.Config{Window: 224, CacheBytes: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, _, err := h.Use(t.Context(), "smol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		tokens, err := m.Tokens.EncodePrompt(fmt.Sprint("Page ", i, strings.Repeat(" of a book about reefs", 30)), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := m.Engine.Submit(t.Context(), engine.Request{Prompt: tokens, Limit: 16, Likely: -1, Endless: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p := (engine.Piece{}); p.Finish == ""; {
+			if p, err = s.Next(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if i == 3 {
+				fmt.Println("in the middle")
+			}
+		}
+	}
+}
+
+// conformance: L5 L8
+func TestAfterAKillInTheMiddleOfAnAnswerTheNextServerServes(t *testing.T) {
+	if dir := os.Getenv("ATOLL_TEST_KILLED"); dir != "" {
+		serveUntilKilled(t, filepath.Join(dir, "store"), filepath.Join(dir, "keep"))
+		return
+	}
+	dir := t.TempDir()
+	store := OpenStore(filepath.Join(dir, "store"))
+	if _, err := store.Import(t.Context(), modeltest.Path(t, smol), "smol", nil); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), "ATOLL_TEST_KILLED="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "in the middle" {
+		t.Fatalf("the server says %q", lines.Text())
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+
+	answer := func(h *Host, prompt string) (ids []int32) {
+		m, release, err := h.Use(t.Context(), "smol")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		tokens, err := m.Tokens.EncodePrompt(prompt, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := m.Engine.Submit(t.Context(), engine.Request{Prompt: tokens, Limit: 8, Likely: -1, Endless: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p := (engine.Piece{}); p.Finish == ""; {
+			if p, err = s.Next(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for _, token := range p.Tokens {
+				ids = append(ids, token.ID)
+			}
+		}
+		return ids
+	}
+	clean := newHost(t, Config{Store: store})
+	next := newHost(t, Config{Store: store, Keep: filepath.Join(dir, "keep")})
+	for i := range 4 {
+		prompt := fmt.Sprint("Page ", i, strings.Repeat(" of a book about reefs", 30))
+		if got, want := answer(next, prompt), answer(clean, prompt); !slices.Equal(got, want) {
+			t.Errorf("page %d: %v, want %v", i, got, want)
+		}
 	}
 }

@@ -10,6 +10,7 @@ package tokenizer
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -207,6 +208,11 @@ func (t *Tokenizer) Stop(id int32) bool {
 		}
 	}
 	return false
+}
+
+// Same tells whether both have the same tokens by the same numbers.
+func (t *Tokenizer) Same(o *Tokenizer) bool {
+	return slices.Equal(t.spec.Tokens, o.spec.Tokens) && slices.Equal(t.stops, o.stops)
 }
 
 // Fits returns an error unless a model with an embedding of so many rows can be
