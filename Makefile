@@ -10,7 +10,7 @@ carried := atoll-guest atoll-sentry
 linter := build/tools/golangci-lint-v2.15.0
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo test bench bench-wan bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
+.PHONY: help build demo test test-machines bench bench-wan bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,9 @@ demo: ## install what is missing, build, and show the main job on real input
 
 test: deps ## every test: unit, real runtimes, end to end
 	@scripts/test
+
+test-machines: build ## the suite of E2B's SDK on sandboxes with a kernel of their own; takes long where they are emulated
+	ATOLL_TEST_RUNTIME=microvm ATOLL_BIN=$(CURDIR)/bin/atoll $(GO) test ./test -run 'TestScripts/e2b/sdk.sh' -timeout 60m -count=1 -v
 
 bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/performance.md
 	@scripts/deps bench

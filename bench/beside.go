@@ -73,7 +73,6 @@ func quantile(samples []time.Duration, q float64) float64 {
 // subjects returns what can be measured here, and says what cannot. close ends
 // what serves them.
 func subjects(ctx context.Context, n *node, root, dir string) (found []subject, absent []string, closeAll func()) {
-	closeAll = func() {}
 	found = append(found,
 		subject{"atoll run", commandLine(n.env, n.binary, "run", "--rm", "base", "--", "echo", said)},
 		subject{"atoll run --fresh", commandLine(n.env, n.binary, "run", "--rm", "--fresh", "base", "--", "echo", said)})
@@ -88,12 +87,23 @@ func subjects(ctx context.Context, n *node, root, dir string) (found []subject, 
 	} else {
 		absent = append(absent, "runc: "+firstLine(err.Error()))
 	}
-	if run, end, err := sdk(ctx, n); err == nil {
-		found, closeAll = append(found, subject{"E2B SDK: create and first command", run}), end
-	} else {
-		absent = append(absent, "E2B SDK: "+firstLine(err.Error()))
+	var ends []func()
+	for _, s := range []struct{ name, runtime string }{
+		{"E2B SDK: create and first command", ""},
+		{"E2B SDK, on microvm: create and first command", "microvm"},
+	} {
+		run, end, err := sdk(ctx, n, s.runtime)
+		if err != nil {
+			absent = append(absent, s.name+": "+firstLine(err.Error()))
+			continue
+		}
+		found, ends = append(found, subject{s.name, run}), append(ends, end)
 	}
-	return found, absent, closeAll
+	return found, absent, func() {
+		for _, end := range ends {
+			end()
+		}
+	}
 }
 
 // commandLine measures a command from its start to the first byte that it prints.
@@ -164,13 +174,14 @@ func runc(ctx context.Context, root, dir string) (func(context.Context) (time.Du
 }
 
 // sdk starts a process with E2B's SDK, which makes a sandbox and runs a command in
-// it for every line that it reads, and answers with the milliseconds.
-func sdk(ctx context.Context, n *node) (run func(context.Context) (time.Duration, error), end func(), err error) {
+// it for every line that it reads, and answers with the milliseconds. Empty runtime
+// means the node's default.
+func sdk(ctx context.Context, n *node, runtime string) (run func(context.Context) (time.Duration, error), end func(), err error) {
 	key, err := n.output(ctx, "key", "create", "-q")
 	if err != nil {
 		return nil, nil, err
 	}
-	cmd := exec.CommandContext(ctx, "node", "bench/sdk.cjs", said)
+	cmd := exec.CommandContext(ctx, "node", "bench/sdk.cjs", said, runtime)
 	cmd.Env = append(os.Environ(), "E2B_API_KEY="+strings.TrimSpace(key), "E2B_API_URL="+n.url, "E2B_SANDBOX_URL="+n.url)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

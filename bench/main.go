@@ -88,7 +88,7 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readm
 	if rep.Beside, err = interleave(ctx, subjects, n); err != nil {
 		return err
 	}
-	for _, runtime := range []string{"gvisor", "worktree"} {
+	for _, runtime := range []string{"gvisor", "microvm", "worktree"} {
 		progress("atoll bench sandbox --runtime %s", runtime)
 		figures, err := node.output(ctx, "bench", "sandbox", "--runtime", runtime, "-n", fmt.Sprint(n), "-o", "json")
 		if err != nil {

@@ -55,6 +55,9 @@ func (r report) write(jsonFile, tableFile, readmeFile string) error {
 // which the table has them.
 var meanings = []struct{ key, text string }{
 	{"cold", "create to first output, cold"},
+	{"template", "create to first output, clone of the template"},
+	{"spawned", "create to first output, clone into a monitor started ahead of need"},
+	{"ready", "create to first output, machine started ahead of need"},
 	{"snapshot", "create to first output, from a snapshot"},
 	{"pool", "create to first output, from the pool"},
 	{"exec", "command in a running sandbox"},

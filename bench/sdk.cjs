@@ -6,12 +6,13 @@ const path = require('node:path')
 const readline = require('node:readline')
 
 const { Sandbox } = createRequire(path.join(__dirname, '..', 'test', 'e2b', 'package.json'))('e2b')
-const word = process.argv[2]
+const [, , word, runtime] = process.argv
+const metadata = runtime ? { 'atoll.runtime': runtime } : undefined
 
 async function main() {
   for await (const _ of readline.createInterface({ input: process.stdin })) {
     const from = performance.now()
-    const sandbox = await Sandbox.create('base', { timeoutMs: 60_000 })
+    const sandbox = await Sandbox.create('base', { timeoutMs: 60_000, metadata })
     const { stdout } = await sandbox.commands.run(`echo ${word}`)
     const took = performance.now() - from
     await sandbox.kill()

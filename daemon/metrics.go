@@ -25,7 +25,7 @@ func newMetrics(n *node.Node, more prometheus.Collector) http.Handler {
 	c := &collector{
 		node:        n,
 		sandboxes:   prometheus.NewDesc("atoll_sandboxes", "Sandboxes by state.", []string{"state"}, nil),
-		pool:        prometheus.NewDesc("atoll_pool_ready", "Started sandboxes waiting to be claimed.", []string{"template"}, nil),
+		pool:        prometheus.NewDesc("atoll_pool_ready", "Started sandboxes waiting to be claimed.", []string{"template", "runtime"}, nil),
 		cpu:         prometheus.NewDesc("atoll_sandbox_cpu_seconds_total", "CPU time consumed.", of, nil),
 		memory:      prometheus.NewDesc("atoll_sandbox_memory_bytes", "Memory in use, the runtime's overhead included.", of, nil),
 		memoryLimit: prometheus.NewDesc("atoll_sandbox_memory_limit_bytes", "Memory limit; 0 is none.", of, nil),
@@ -78,6 +78,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(c.sandboxes, gauge, float64(count), string(state))
 	}
 	for _, p := range c.node.Pools() {
-		ch <- prometheus.MustNewConstMetric(c.pool, gauge, float64(p.Ready), p.Template)
+		ch <- prometheus.MustNewConstMetric(c.pool, gauge, float64(p.Ready), p.Template, p.Runtime)
 	}
 }

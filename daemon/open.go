@@ -152,7 +152,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	runtimes, failed := openRuntimes(ctx, cfg, home, prewarm)
 	p.Node, err = node.Open(ctx, node.Config{
 		Dir: string(home), DB: db, Runtimes: runtimes, RuntimeErrors: failed, Network: nw, NetworkError: networkErr,
-		Images: images, Snapshots: snapshots, Defaults: defaults, VolumeSize: cfg.VolumeSize, Version: cfg.Version, Log: cfg.Log,
+		Images: images, Snapshots: snapshots, Defaults: defaults, Prewarm: prewarm, VolumeSize: cfg.VolumeSize, Version: cfg.Version, Log: cfg.Log,
 	})
 	return p, err
 }

@@ -49,18 +49,19 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 	if err != nil {
 		return nil, Sandbox{}, err
 	}
-	if from.template != nil {
-		n.used(ctx, from.template.ID)
-		if e, sb, ok := n.claim(ctx, req, rec, from); ok {
-			return n.checkWorkdir(ctx, req, e, sb)
-		}
-	}
 	snap := ""
 	if !req.Fresh && n.fits(rec, from) {
 		snap = from.build.Snapshot
 	}
 	if rec.Runtime, err = n.choose(op, req, rec, snap); err != nil {
 		return nil, Sandbox{}, err
+	}
+	if from.template != nil {
+		n.used(ctx, from.template.ID)
+		n.demanded(req, rec, from)
+		if e, sb, ok := n.claim(ctx, req, rec, from); ok {
+			return n.checkWorkdir(ctx, req, e, sb)
+		}
 	}
 	e, sb, err := n.bringUp(ctx, rec, snap)
 	if err != nil {

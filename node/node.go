@@ -41,6 +41,7 @@ type Config struct {
 	Snapshots     *snapshot.Store
 	Defaults      sandbox.Resources // for what a request leaves out
 	Retention     snapshot.Policy   // for snapshots that nobody named
+	Prewarm       int               // machines of each template that demand may have made ahead; 0: none
 	VolumeSize    int64             // bytes that each volume may hold; 0: 10 GiB
 	Version       string
 	Log           *slog.Logger
@@ -62,6 +63,8 @@ type Node struct {
 	volumeUses map[string]volumeUse // by volume ID
 	pools      map[string]int       // template ID to the size wanted
 	builds     map[string]*buildLog // by build ID, since this node started
+	// demand is when sandboxes of a kind were asked for, the last Prewarm times.
+	demand map[poolKey][]time.Time
 
 	base       sync.Mutex      // held while the base image is made
 	updating   sync.Mutex      // held while a template is updated
@@ -120,6 +123,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 		volumes:    make(map[string]Volume),
 		volumeUses: make(map[string]volumeUse),
 		pools:      make(map[string]int),
+		demand:     make(map[poolKey][]time.Time),
 		builds:     make(map[string]*buildLog),
 		kick:       make(chan struct{}, 1),
 		poolKick:   make(chan struct{}, 1),
@@ -168,16 +172,26 @@ func (n *Node) loadAll(ctx context.Context) error {
 }
 
 // Close stops looking after the sandboxes; they go on, and the next node on the
-// same state finds them. Ports on the host are closed meanwhile.
-func (n *Node) Close(context.Context) error {
+// same state finds them. Ports on the host are closed meanwhile. What was made
+// ahead of demand, of which the next node will know nothing, is removed.
+func (n *Node) Close(ctx context.Context) error {
 	n.stop()
 	n.done.Wait()
+	n.mu.Lock()
+	clear(n.demand)
+	n.mu.Unlock()
+	sizes := n.poolSizes(time.Now())
+	var errs []error
+	for _, r := range n.records(func(r Sandbox) bool { return r.Pooled != "" && live(r.State) && sizes[r.pool()] == 0 }) {
+		if err := n.Remove(ctx, r.ID); !sandbox.Is(err, sandbox.NotFound) {
+			errs = append(errs, err)
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, e := range n.entries {
 		e.closeLocal()
 	}
-	var errs []error
 	for _, r := range n.runtimes {
 		errs = append(errs, r.Close())
 	}
@@ -188,6 +202,7 @@ func (n *Node) Close(context.Context) error {
 func (n *Node) Shutdown(ctx context.Context) error {
 	n.mu.Lock()
 	clear(n.pools) // or the pool keeper would make new ones
+	clear(n.demand)
 	var ids []string
 	for id, e := range n.entries {
 		if live(e.rec.State) {

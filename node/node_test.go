@@ -38,6 +38,8 @@ type host struct {
 	world *fake.World
 	caps  *sandbox.Capabilities // of the runtime; nil for the usual ones
 	db    *sql.DB
+
+	prewarm int
 }
 
 func newHost(t *testing.T) *host {
@@ -72,7 +74,7 @@ func (h *host) open() {
 	h.db = db
 	h.Node, err = Open(context.Background(), Config{
 		Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: h.caps})}, Images: images, Snapshots: snapshots,
-		NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler),
+		NetworkError: errors.New("no network in this test"), Prewarm: h.prewarm, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		h.t.Fatal(err)

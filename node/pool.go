@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"maps"
 	"slices"
 	"time"
 
@@ -42,22 +41,93 @@ func (n *Node) SetPool(ctx context.Context, template string, size int) error {
 	return nil
 }
 
-// Pools lists the pools by template.
+// poolKey names a pool: its sandboxes are alike.
+type poolKey struct{ template, runtime string }
+
+// pool is the key of the pool in which a sandbox waits.
+func (s Sandbox) pool() poolKey { return poolKey{s.Pooled, s.Runtime} }
+
+// Pools lists the pools by template and runtime: those that were asked for, and
+// those for which there is demand.
 func (n *Node) Pools() []Pool {
-	n.mu.RLock()
-	sizes := maps.Clone(n.pools)
-	n.mu.RUnlock()
 	var out []Pool
-	for id, size := range sizes {
-		out = append(out, Pool{Template: id, Size: size, Ready: len(n.pooled(id))})
+	for key, size := range n.poolSizes(time.Now()) {
+		out = append(out, Pool{Template: key.template, Runtime: key.runtime, Size: size, Ready: len(n.pooled(key))})
 	}
-	slices.SortFunc(out, func(a, b Pool) int { return cmp.Compare(a.Template, b.Template) })
+	slices.SortFunc(out, func(a, b Pool) int {
+		return cmp.Or(cmp.Compare(a.Template, b.Template), cmp.Compare(a.Runtime, b.Runtime))
+	})
 	return out
 }
 
+const (
+	// demandWindow is over how long claims count as demand, and demandKept for how
+	// long one sandbox is kept after the last.
+	demandWindow = 10 * time.Second
+	demandKept   = 10 * time.Minute
+)
+
+// demandSize is how many sandboxes to keep for what was claimed at such times, the
+// last one last: one, and one more for each claim of late, up to a bound.
+func demandSize(claims []time.Time, now time.Time, bound int) int {
+	if len(claims) == 0 || now.Sub(claims[len(claims)-1]) >= demandKept {
+		return 0
+	}
+	size := 1
+	for _, at := range claims {
+		if now.Sub(at) < demandWindow {
+			size++
+		}
+	}
+	return min(size, bound)
+}
+
+// demanded notes that a sandbox was asked for that a pool could give. Only
+// machines are made ahead without being told to: to start one takes long.
+func (n *Node) demanded(req CreateRequest, rec Sandbox, from origin) {
+	plain := !req.Fresh && len(rec.Spec.Mounts)+len(rec.Spec.Labels) == 0 && req.Network == "" && req.Resources == sandbox.Resources{}
+	r, err := n.Runtime(rec.Runtime)
+	if !plain || err != nil || n.cfg.Prewarm == 0 || r.Capabilities().Isolation != sandbox.IsolationMachine {
+		return
+	}
+	key := poolKey{from.template.ID, rec.Runtime}
+	n.mu.Lock()
+	claims := append(n.demand[key], time.Now())
+	n.demand[key] = claims[max(0, len(claims)-n.cfg.Prewarm):]
+	n.mu.Unlock()
+	nudge(n.poolKick)
+}
+
+// poolSizes is how many sandboxes are to wait in each pool.
+func (n *Node) poolSizes(now time.Time) map[poolKey]int {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	sizes := make(map[poolKey]int)
+	for template, size := range n.pools {
+		sizes[poolKey{template, n.poolRuntime()}] = size
+	}
+	for key, claims := range n.demand {
+		if size := demandSize(claims, now, n.cfg.Prewarm); size > 0 {
+			sizes[key] = max(sizes[key], size)
+		}
+	}
+	return sizes
+}
+
+// poolRuntime is the runtime of pools that name none: the most preferred that
+// runs anything but repositories.
+func (n *Node) poolRuntime() string {
+	for _, r := range n.cfg.Runtimes {
+		if slices.ContainsFunc(r.Capabilities().Roots, func(k sandbox.RootKind) bool { return k != sandbox.RootRepository }) {
+			return r.Name()
+		}
+	}
+	return n.cfg.Runtimes[0].Name()
+}
+
 // pooled returns the sandboxes that wait to be claimed, oldest first.
-func (n *Node) pooled(template string) []Sandbox {
-	list := n.records(func(r Sandbox) bool { return r.Pooled == template && r.State == sandbox.Running })
+func (n *Node) pooled(key poolKey) []Sandbox {
+	list := n.records(func(r Sandbox) bool { return r.pool() == key && r.State == sandbox.Running })
 	slices.SortFunc(list, func(a, b Sandbox) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return list
 }
@@ -69,9 +139,8 @@ func (n *Node) claim(ctx context.Context, req CreateRequest, want Sandbox, from 
 	if req.Fresh || len(want.Spec.Mounts) > 0 || len(want.Spec.Labels) > 0 {
 		return nil, Sandbox{}, false
 	}
-	for _, candidate := range n.pooled(from.template.ID) {
-		preferred := len(req.Runtimes) == 0 || req.Runtimes[0] == candidate.Runtime
-		if !preferred || !claimable(candidate, want) {
+	for _, candidate := range n.pooled(poolKey{from.template.ID, want.Runtime}) {
+		if !claimable(candidate, want) {
 			continue
 		}
 		e, err := n.find("node.claim", candidate.ID)
@@ -208,22 +277,21 @@ func (n *Node) awaitLull(ctx context.Context) {
 // fillPools makes one sandbox at a time, so that filling disturbs work little,
 // and removes those that wait for nothing any more.
 func (n *Node) fillPools(ctx context.Context) error {
+	sizes := n.poolSizes(time.Now())
 	for _, r := range n.records(func(r Sandbox) bool { return r.Pooled != "" && r.State == sandbox.Running }) {
-		n.mu.RLock()
-		size, wanted := n.pools[r.Pooled]
-		n.mu.RUnlock()
 		t, err := n.GetTemplate(ctx, r.Pooled)
 		current := err == nil && len(t.Builds) > 0 && r.Build == t.ready("").ID
-		if wanted && current && len(n.pooled(r.Pooled)) <= size {
+		if current && len(n.pooled(r.pool())) <= sizes[r.pool()] {
 			continue
 		}
 		if err := n.Remove(ctx, r.ID); err != nil && !sandbox.Is(err, sandbox.NotFound) {
 			return err
 		}
 	}
-	for _, p := range n.Pools() {
-		for ready := p.Ready; ready < p.Size && ctx.Err() == nil; ready++ {
-			if err := n.fillOne(ctx, p.Template); err != nil {
+	for key := range sizes {
+		// Looked at anew for each: demand may have ceased, or Shutdown begun.
+		for ctx.Err() == nil && len(n.pooled(key)) < n.poolSizes(time.Now())[key] {
+			if err := n.fillOne(ctx, key); err != nil {
 				return err
 			}
 		}
@@ -231,17 +299,17 @@ func (n *Node) fillPools(ctx context.Context) error {
 	return nil
 }
 
-func (n *Node) fillOne(ctx context.Context, template string) error {
-	from, err := n.resolve(ctx, template)
+func (n *Node) fillOne(ctx context.Context, key poolKey) error {
+	from, err := n.resolve(ctx, key.template)
 	if err != nil {
 		return err
 	}
-	req := CreateRequest{Image: template}
+	req := CreateRequest{Image: key.template, Runtimes: []string{key.runtime}}
 	rec, err := n.draft(req, from)
 	if err != nil {
 		return err
 	}
-	rec.Pooled = template
+	rec.Pooled = key.template
 	snap := ""
 	if n.fits(rec, from) {
 		snap = from.build.Snapshot

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -296,6 +297,7 @@ func (n *Node) RemoveTemplate(ctx context.Context, ref string) error {
 	n.mu.Lock()
 	delete(n.templates, t.ID)
 	delete(n.pools, t.ID)
+	maps.DeleteFunc(n.demand, func(k poolKey, _ []time.Time) bool { return k.template == t.ID })
 	n.mu.Unlock()
 	nudge(n.poolKick)
 	var errs []error

@@ -244,6 +244,7 @@ type Volume struct {
 // Pool keeps started sandboxes of one template ready to be claimed.
 type Pool struct {
 	Template string `json:"template"`
+	Runtime  string `json:"runtime"`
 	Size     int    `json:"size"`  // wanted
 	Ready    int    `json:"ready"` // there now
 }

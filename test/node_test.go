@@ -102,7 +102,11 @@ func startNode(t *testing.T) *node {
 // start starts the daemon and waits until it answers.
 func (n *node) start(t *testing.T) {
 	t.Helper()
-	n.cmd = exec.Command(shared.bin, "up")
+	args := []string{"up"}
+	if runtime := os.Getenv("ATOLL_TEST_RUNTIME"); runtime != "" {
+		args = append(args, "--runtime", runtime)
+	}
+	n.cmd = exec.Command(shared.bin, args...)
 	n.cmd.Env, n.cmd.Stdout, n.cmd.Stderr = append(n.env, "ATOLL_ADDR=127.0.0.1:0"), n, n
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -257,47 +257,57 @@ func (m *bench) fork(ctx context.Context, caps sandbox.Capabilities, r *benchRep
 	return m.remove(ctx, parent.ID)
 }
 
-// pool measures claims from a warm pool, which only a template can have. A pool
-// that was there before gets its size back.
+// pool measures claims from a warm pool, which only a template can have. Where
+// demand makes none, one is asked for; what was there before gets its size back.
 func (m *bench) pool(ctx context.Context, caps sandbox.Capabilities, r *benchReport) error {
 	t, err := m.b.GetTemplate(ctx, m.req.Image)
 	if err != nil || !caps.Snapshot {
 		return nil
 	}
-	pools, err := m.b.Pools(ctx)
+	now := func() (mine, set node.Pool, err error) {
+		pools, err := m.b.Pools(ctx)
+		for _, p := range pools {
+			switch {
+			case p.Template == t.ID && p.Runtime == r.Runtime:
+				mine = p
+			case p.Template == t.ID:
+				set = p
+			}
+		}
+		return mine, set, err
+	}
+	sb, err := m.b.Create(ctx, m.req) // is demand, where that counts
 	if err != nil {
 		return err
 	}
-	before := 0
-	ready := func(pools []node.Pool) int {
-		for _, p := range pools {
-			if p.Template == t.ID {
-				return p.Ready
-			}
-		}
-		return 0
-	}
-	for _, p := range pools {
-		if p.Template == t.ID {
-			before = p.Size
-		}
-	}
-	if err := m.b.SetPool(ctx, t.ID, max(poolSize, before)); err != nil {
+	if err := m.remove(ctx, sb.ID); err != nil {
 		return err
 	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
-		defer cancel()
-		_ = m.b.SetPool(end, t.ID, before) // the measurements are what matters
-	}()
+	before, other, err := now()
+	if err != nil {
+		return err
+	}
+	if before.Size == 0 && other.Size == 0 {
+		if err := m.b.SetPool(ctx, t.ID, poolSize); err != nil {
+			return err
+		}
+		defer func() {
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+			defer cancel()
+			_ = m.b.SetPool(end, t.ID, 0) // the measurements are what matters
+		}()
+	}
+	if p, _, err := now(); err != nil || p.Size == 0 {
+		return err // pools are of another runtime
+	}
 	full := func() error { // a pool being refilled would be measured along
 		deadline := time.Now().Add(poolPatient)
 		for {
-			pools, err := m.b.Pools(ctx)
+			p, _, err := now()
 			if err != nil {
 				return err
 			}
-			if ready(pools) >= max(poolSize, before) {
+			if p.Ready > 0 && p.Ready >= p.Size {
 				return nil
 			}
 			if time.Now().After(deadline) {

@@ -199,6 +199,7 @@ func (a *app) poolCommand() *cobra.Command {
 	ls := listVerb(a, a.openDaemon, "List the pools", "print templates only", native.Backend.Pools, func(p node.Pool) string { return p.Template }, func(time.Time) []column[node.Pool] {
 		return []column[node.Pool]{
 			{head: "TEMPLATE", cell: func(p node.Pool) string { return p.Template }},
+			{head: "RUNTIME", cell: func(p node.Pool) string { return p.Runtime }},
 			{head: "SIZE", cell: func(p node.Pool) string { return strconv.Itoa(p.Size) }},
 			{head: "READY", cell: func(p node.Pool) string { return strconv.Itoa(p.Ready) }},
 		}

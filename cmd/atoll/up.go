@@ -59,7 +59,7 @@ func (a *app) upCommand() *cobra.Command {
 	fl.StringVar(&runtimes, "runtime", "", "the runtimes in order of preference: `gvisor,worktree`")
 	fl.StringArrayVar(&pools, "pool", nil, "keep sandboxes ready: `TEMPLATE=NUMBER`")
 	fl.Var(&volume, "volume-size", "how many `bytes` each volume may hold: 500M (default 10G)")
-	fl.IntVar(&cfg.Prewarm, "prewarm", 2, "how many sandbox `kernels` to start ahead of need")
+	fl.IntVar(&cfg.Prewarm, "prewarm", 2, "how many sandbox `kernels`, and machines of each template in demand, to start ahead of need")
 	fl.StringVar(&cfg.Domain, "domain", "", "the `name` under which sandboxes are reached: {port}-{id}.NAME")
 	fl.BoolVar(&cfg.TLS, "tls", false, "serve TLS, with a certificate of the home's own authority")
 	fl.StringVar(&cfg.Name, "name", "", "the `name` by which other nodes know this one (default: the host's)")
