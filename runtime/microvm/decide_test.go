@@ -3,7 +3,12 @@ package microvm
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -135,4 +140,72 @@ func FuzzManifest(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestTemplatesExpireByNumberSizeAndAgeUnlessSomethingIsMadeOfThem(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	many := func(n int, u templateUse) (all []templateUse) {
+		for i := range n {
+			u.name = fmt.Sprint(i)
+			u.used = now.Add(-templatesRest - time.Duration(i+1)*time.Minute)
+			all = append(all, u)
+		}
+		return all
+	}
+	for name, c := range map[string]struct {
+		all  []templateUse
+		want []string
+	}{
+		"as many as are kept":  {many(templatesKept, templateUse{}), nil},
+		"two more":             {many(templatesKept+2, templateUse{}), []string{"16", "17"}},
+		"two more, in use":     {many(templatesKept+2, templateUse{linked: true}), nil},
+		"too large together":   {many(3, templateUse{bytes: templatesBytes / 2}), []string{"2"}},
+		"too large alone":      {many(2, templateUse{bytes: templatesBytes + 1}), []string{"0", "1"}},
+		"too large, just used": {[]templateUse{{name: "a", used: now, bytes: templatesBytes + 1}}, nil},
+		"too old":              {[]templateUse{{name: "a", used: now.Add(-templatesAge)}}, []string{"a"}},
+		"too old, in use":      {[]templateUse{{name: "a", used: now.Add(-templatesAge), linked: true}}, nil},
+		"damaged":              {[]templateUse{{name: "a"}}, []string{"a"}},
+	} {
+		if got := expired(c.all, now); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %v expire, want %v", name, got, c.want)
+		}
+	}
+}
+
+func TestOldTemplatesAndUnfinishedOnesAreSweptAway(t *testing.T) {
+	cache := t.TempDir()
+	dir := filepath.Join(cache, "templates")
+	long := time.Now().Add(-2 * templatesAge)
+	for name, used := range map[string]time.Time{"old": long, "linked": long, "young": time.Now(), newPrefix + "old": long, newPrefix + "young": time.Now()} {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{templateName, memoryName} {
+			path := filepath.Join(dir, name, file)
+			if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chtimes(path, used, used)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Chtimes(filepath.Join(dir, name), used, used); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Link(filepath.Join(dir, "linked", memoryName), filepath.Join(cache, "machine")); err != nil {
+		t.Fatal(err)
+	}
+	r := &Runtime{cfg: Config{Cache: cache}, log: slog.New(slog.DiscardHandler)}
+	if err := newTemplates(r).sweep(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range left {
+		names = append(names, e.Name())
+	}
+	if want := []string{newPrefix + "young", "linked", "young"}; !slices.Equal(names, want) {
+		t.Errorf("left are %v, want %v", names, want)
+	}
 }

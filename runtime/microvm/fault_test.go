@@ -76,6 +76,7 @@ func dieAt(t *testing.T, dir, job, state, step string) {
 
 // conformance: FR5.1 NFR3.3
 func TestTheOwnersDeathAtAnyStepOfASnapshotLosesNothing(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	r, s := open(t, dir), spec(t, "first")
 	if err := r.Create(t.Context(), s); err != nil {
@@ -120,6 +121,7 @@ func TestTheOwnersDeathAtAnyStepOfASnapshotLosesNothing(t *testing.T) {
 
 // conformance: FR5.3 NFR3.3
 func TestTheOwnersDeathAtAnyStepOfAForkLeavesNothingOfIt(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	r, s := open(t, dir), spec(t, "first")
 	if err := r.Create(t.Context(), s); err != nil {
@@ -153,6 +155,7 @@ func TestTheOwnersDeathAtAnyStepOfAForkLeavesNothingOfIt(t *testing.T) {
 
 // conformance: FR5.1 NFR3.3
 func TestTheMonitorsDeathAtAnyStepOfASnapshotIsTold(t *testing.T) {
+	t.Parallel()
 	r := open(t, t.TempDir())
 	defer destroyAll(t, r)
 	for i, step := range snapshotSteps[:8] {
@@ -205,6 +208,7 @@ func awaitError(t *testing.T, r *microvm.Runtime, id string) string {
 
 // conformance: NFR3.3 FR2.6
 func TestTheEndOfAGuestIsToldWithItsReason(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ script, want string }{
 		"its agent dies":     {"kill -QUIT 1", "Attempted to kill init"},
 		"its kernel crashes": {"echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger", "panicked"},
@@ -233,6 +237,7 @@ func TestTheEndOfAGuestIsToldWithItsReason(t *testing.T) {
 
 // conformance: FR5.1
 func TestASnapshotOntoAFullDiskFailsAndTheMachineGoesOn(t *testing.T) {
+	t.Parallel()
 	r, s := start(t)
 	sh(t, r, s.ID, "echo kept > /mark; head -c 8000000 /dev/urandom > /dev/shm/noise")
 	full := t.TempDir()
@@ -254,6 +259,7 @@ func TestASnapshotOntoAFullDiskFailsAndTheMachineGoesOn(t *testing.T) {
 
 // conformance: FR2.5
 func TestOvercommitIsBoundedAndSaidInFigures(t *testing.T) {
+	t.Parallel()
 	r := open(t, t.TempDir(), func(c *microvm.Config) { c.Overcommit = 1e-4 })
 	defer destroyAll(t, r)
 	err := r.Create(t.Context(), spec(t, "one"))
@@ -263,6 +269,7 @@ func TestOvercommitIsBoundedAndSaidInFigures(t *testing.T) {
 }
 
 func TestThePoolGivesMachinesOfEachStage(t *testing.T) {
+	t.Parallel()
 	r := open(t, t.TempDir(), func(c *microvm.Config) { c.Prewarm = 2 })
 	defer destroyAll(t, r)
 	first := spec(t, "first")

@@ -16,6 +16,7 @@ import (
 
 // conformance: FR5.2 FR5.3 NFR1.1-2
 func TestForksGoOnFromOneStateWithNumbersTimeAndNamesOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	r, s := start(t)
 	sh(t, r, s.ID, "echo parent > /mark; head -c 40000000 /dev/zero | tr '\\0' x > /tmp/big; sync")
 	dir := t.TempDir()
@@ -137,6 +138,7 @@ func flip(t *testing.T, path string) {
 }
 
 func TestDisksWithManyLayersAreMergedAndNothingIsLost(t *testing.T) {
+	t.Parallel()
 	r, s := start(t)
 	for i := range 14 {
 		sh(t, r, s.ID, fmt.Sprintf("echo %d >> /count; head -c 100000 /dev/urandom > /file%d; sync", i, i))

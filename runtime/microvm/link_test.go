@@ -11,6 +11,7 @@ import (
 
 // conformance: FR5.2 NFR1.3 NFR4.1
 func TestAMachineUsesItsLinkAndAForkItsOwn(t *testing.T) {
+	t.Parallel()
 	r := open(t, t.TempDir(), func(c *microvm.Config) { c.Prewarm = 1 })
 	t.Cleanup(func() { destroyAll(t, r) })
 	greet := func(id string, link *sandbox.Link) {

@@ -153,7 +153,7 @@ func (r *Runtime) open(ctx context.Context) error {
 	if err := r.boxes.Adopt(func(b *box) (*vm, error) { return r.takeOver(ctx, b) }); err != nil {
 		return err
 	}
-	if err := r.sweepTemplates(); err != nil {
+	if err := r.templates.sweep(); err != nil {
 		return err
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)

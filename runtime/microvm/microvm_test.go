@@ -144,7 +144,11 @@ func run(ctx context.Context, r sandbox.Runtime, id, script string) (string, err
 
 // conformance: FR1.1 FR1.4 FR2.5 FR5.1 FR5.2 FR5.3
 func TestConformance(t *testing.T) {
+	var parallel sync.Map // tests that say so already: some open a second one
 	runtimetest.Run(t, func(t *testing.T) runtimetest.Subject {
+		if _, said := parallel.LoadOrStore(t, true); !said {
+			t.Parallel() // each has a directory of its own
+		}
 		dir := t.TempDir()
 		r := open(t, dir)
 		return runtimetest.Subject{

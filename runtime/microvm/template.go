@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -129,6 +128,7 @@ func (t *templates) link(dir string, s shape) (origin, error) {
 		return origin{}, err
 	}
 	memory.Close()
+	_ = os.Chtimes(filepath.Join(from, templateName), time.Time{}, time.Now()) // its last use, see sweep
 	for name, want := range m.Digests {
 		if err := t.r.checked(filepath.Join(from, name), want); err != nil {
 			return origin{}, err
@@ -238,7 +238,7 @@ func (t *templates) make(ctx context.Context, s shape, root string) (err error) 
 		return err // that one exists: another process was faster
 	}
 	t.r.log.Info("made a template", "template", s.key(), "took", time.Since(begin).Round(time.Millisecond))
-	return supervisor.Sync(filepath.Dir(t.dir(s)))
+	return errors.Join(supervisor.Sync(filepath.Dir(t.dir(s))), t.sweep())
 }
 
 // freeze boots the machine and writes its memory and devices into dir.
@@ -336,25 +336,4 @@ func saveDevices(ctx context.Context, v *vm, dir string) error {
 		return err
 	}
 	return errors.Join(v.machine.SaveDevices(ctx, f), f.Close())
-}
-
-// sweepTemplates removes templates that were never finished. Those of other
-// processes may be in the making.
-func (r *Runtime) sweepTemplates() error {
-	const op = "microvm.New"
-	dir := filepath.Join(r.cfg.Cache, "templates")
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return sandbox.E(op, sandbox.Internal, dir, err)
-	}
-	for _, e := range entries {
-		info, err := e.Info()
-		if err != nil || !strings.HasPrefix(e.Name(), newPrefix) || time.Since(info.ModTime()) < 2*templateTimeout {
-			continue
-		}
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
-			return sandbox.E(op, sandbox.Internal, dir, err)
-		}
-	}
-	return nil
 }

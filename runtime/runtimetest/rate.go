@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func canNetwork(c sandbox.Capabilities) bool {
 // testRateLimit sends through a link with a limit, out of the sandbox and into it.
 func testRateLimit(t *testing.T, s *suite) {
 	const rate, amount = 512 << 10, 1 << 20 // bytes per second, bytes
-	n, err := network.Open(network.Config{Dir: t.TempDir(), Prefix: "runtimetest"})
+	n, err := network.Open(network.Config{Dir: t.TempDir(), Prefix: fmt.Sprintf("rt%d", os.Getpid())})
 	if sandbox.Is(err, sandbox.Denied) {
 		t.Skipf("needs the right to make networks: %v", err)
 	}

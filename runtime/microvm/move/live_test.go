@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -212,6 +213,37 @@ func TestAMachineMovesWhileItWorks(t *testing.T) {
 	}
 }
 
+// spoilt is a machine to whose state something happens on the way: when so much of
+// it was sent.
+type spoilt struct {
+	vmm.Machine
+	after int64 // bytes
+	spoil func()
+}
+
+func (s spoilt) Send(ctx context.Context, disk int, state, target *os.File) (time.Time, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return time.Time{}, err
+	}
+	near, far := os.NewFile(uintptr(fds[0]), "state"), os.NewFile(uintptr(fds[1]), "state")
+	defer near.Close()
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.CopyN(state, near, s.after)
+		if err == nil {
+			s.spoil()
+			_, err = io.Copy(state, near)
+		}
+		near.Close() // the monitor must not wait for us
+		done <- err
+	}()
+	stopped, err := s.Machine.Send(ctx, disk, far, target)
+	far.Close()
+	return stopped, errors.Join(err, <-done)
+}
+
+// conformance: FR5.4
 func TestAMoveThatFailsLeavesTheMachineWhereItWas(t *testing.T) {
 	m := newMaker(t)
 	source := m.start(t, "source", m.memory(t), true)
@@ -224,11 +256,9 @@ func TestAMoveThatFailsLeavesTheMachineWhereItWas(t *testing.T) {
 	} {
 		target := m.start(t, strings.ReplaceAll(name, " ", "-"), memory, false)
 		ctx, cancel := context.WithCancel(t.Context())
-		timer := time.AfterFunc(200*time.Millisecond, func() { spoil(target, cancel) })
-		// Without a base there is more to send, so that it is spoilt in the middle, or
-		// after; a move that was faster is none that failed.
-		_, err := move.Machine(ctx, source, target, move.Options{Base: move.Base{Digest: base.Digest}, Disk: 1})
-		timer.Stop()
+		from := spoilt{source, 4 << 20, func() { spoil(target, cancel) }}
+		// Without a base all memory is sent, so that this is the middle.
+		_, err := move.Machine(ctx, from, target, move.Options{Base: move.Base{Digest: base.Digest}, Disk: 1})
 		cancel()
 		if err == nil {
 			t.Fatalf("%s: the move succeeds", name)

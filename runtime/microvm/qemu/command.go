@@ -7,8 +7,8 @@ import (
 )
 
 // translationCache is how much code TCG keeps translated, in MiB. More makes
-// clones larger, not faster.
-const translationCache = 64
+// machines larger, not faster: one that has run a few programs holds some 25.
+const translationCache = 32
 
 // consoleSize is how much of what the guest's kernel says last is kept, in
 // bytes: enough for a panic.
