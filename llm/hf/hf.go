@@ -121,9 +121,14 @@ func kindOf(err error) sandbox.Kind {
 
 // storeTokenizer puts the vocabulary and the chat template of a folder into metadata.
 func storeTokenizer(m *gguf.Meta, dir string) error {
+	read := tokenizer.ReadJSON
 	vocabulary, err := os.Open(filepath.Join(dir, "tokenizer.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		read = tokenizer.ReadSentencePiece
+		vocabulary, err = os.Open(filepath.Join(dir, "tokenizer.model"))
+	}
 	if err != nil {
-		return sandbox.E("hf.Open", kindOf(err), dir, err).WithHint("models without a tokenizer.json are not supported")
+		return sandbox.E("hf.Open", kindOf(err), dir, err).WithHint("a model needs a tokenizer.json or SentencePiece's tokenizer.model")
 	}
 	defer vocabulary.Close()
 	var conf io.Reader
@@ -132,7 +137,7 @@ func storeTokenizer(m *gguf.Meta, dir string) error {
 		defer file.Close()
 		conf = file
 	}
-	spec, err := tokenizer.ReadJSON(vocabulary, conf)
+	spec, err := read(vocabulary, conf)
 	if err != nil {
 		return err
 	}

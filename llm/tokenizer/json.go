@@ -75,10 +75,17 @@ func (p *mergePair) UnmarshalJSON(b []byte) error {
 
 // A config is what counts of a tokenizer_config.json.
 type config struct {
-	AddBOS bool      `json:"add_bos_token"`
-	AddEOS bool      `json:"add_eos_token"`
-	BOS    tokenName `json:"bos_token"`
-	EOS    tokenName `json:"eos_token"`
+	AddBOS *bool                 `json:"add_bos_token"`
+	AddEOS bool                  `json:"add_eos_token"`
+	BOS    tokenName             `json:"bos_token"`
+	EOS    tokenName             `json:"eos_token"`
+	Added  map[string]addedToken `json:"added_tokens_decoder"` // by id; tokenizer.json has them too
+}
+
+// An addedToken is one that was added to a vocabulary after it was made.
+type addedToken struct {
+	Content string `json:"content"`
+	Special bool   `json:"special"`
 }
 
 // A tokenName is written as a string or as an object with its content.
@@ -143,7 +150,7 @@ func (h *huggingFace) spec(c *config) (Spec, error) {
 		}
 	}
 	s.defaults()
-	s.AddBOS, s.AddEOS = c.AddBOS, c.AddEOS
+	s.AddBOS, s.AddEOS = c.AddBOS != nil && *c.AddBOS, c.AddEOS
 	s.SpacePrefix = h.Normalizer.prepends() || h.PreTokenizer.prepends()
 	s.WholeWords = h.Model.IgnoreMerges
 	s.NFC = h.Normalizer.has("NFC")

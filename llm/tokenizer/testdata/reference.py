@@ -1,9 +1,10 @@
 """Writes reference.json: what Hugging Face's tokenizers make of hard texts.
 
-Needs: pip install tokenizers==0.23.3 gguf, and the files of scripts/models.
+Needs: pip install tokenizers==0.23.3 sentencepiece==0.2.3 gguf, and the files of scripts/models.
 Run as: python3 reference.py > reference.json
 """
 import json, os, random, sys
+import sentencepiece
 from tokenizers import Tokenizer, AddedToken, Regex, models, pre_tokenizers, decoders
 
 cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "atoll", "models")
@@ -60,6 +61,9 @@ for name, t in sorted(tokenizers.items()):
     ids = [t.encode(x, add_special_tokens=False).ids for x in texts]
     out["ids"][name] = ids
     out["decoded"][name] = [t.decode(i, skip_special_tokens=True) for i in ids]
+sp = sentencepiece.SentencePieceProcessor(model_file=f"{cache}/mistral/tokenizer.model")
+out["ids"]["mistral"] = [sp.encode(x) for x in texts]
+out["decoded"]["mistral"] = [sp.decode(i) for i in out["ids"]["mistral"]]
 # Most texts come back as they were; only others are kept.
 for name, d in out["decoded"].items():
     out["decoded"][name] = {str(i): x for i, x in enumerate(d) if x != texts[i]}
