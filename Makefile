@@ -34,7 +34,7 @@ bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/perf
 	cd test/e2b && npm install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error || true
 	$(GO) run ./bench
 
-bench-llm: ## measure language models beside llama.cpp; writes docs/performance-llm.md
+bench-llm: build ## measure language models beside llama.cpp; writes docs/performance-llm.md
 	$(GO) run ./bench/llm
 
 bench-clones: ## start 200 machines of one template at once and say what each takes; needs root and QEMU

@@ -60,13 +60,15 @@ func findLlama(ctx context.Context, dir string) (*llamaCPP, error) {
 
 // A llamaProcess answers a line of JSON with one.
 type llamaProcess struct {
-	cmd *exec.Cmd
-	in  io.WriteCloser
-	out *bufio.Scanner
+	cmd  *exec.Cmd
+	in   io.WriteCloser
+	out  *bufio.Scanner
+	took float64 // seconds to load
 }
 
-func (l *llamaCPP) open(ctx context.Context, file string, threads int, o options, huge bool) (engine, error) {
-	cmd := exec.CommandContext(ctx, "node", filepath.Join(l.dir, "llama.mjs"), "serve", file, fmt.Sprint(threads), fmt.Sprint(o.prompt+o.answer*2), fmt.Sprint(!huge))
+// open starts llama.cpp on a model. With huge it reads the weights into huge pages; else it maps the file, as is its default.
+func (l *llamaCPP) open(ctx context.Context, file string, tokens int, huge bool) (*llamaProcess, error) {
+	cmd := exec.CommandContext(ctx, "node", filepath.Join(l.dir, "llama.mjs"), "serve", file, fmt.Sprint(tokens), fmt.Sprint(!huge))
 	if huge {
 		cmd.Env = append(os.Environ(), "GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
 	}
@@ -83,7 +85,7 @@ func (l *llamaCPP) open(ctx context.Context, file string, threads int, o options
 		return nil, err
 	}
 	p := &llamaProcess{cmd: cmd, in: in, out: bufio.NewScanner(out)}
-	if _, err := p.ask("load", 0); err != nil {
+	if p.took, err = p.ask("load", 0); err != nil {
 		return nil, errors.Join(err, p.close())
 	}
 	return p, nil
@@ -103,8 +105,15 @@ func (p *llamaProcess) ask(what string, n int) (float64, error) {
 	return answer.Seconds, nil
 }
 
+func (p *llamaProcess) threads(n int) error {
+	_, err := p.ask("threads", n)
+	return err
+}
+
 func (p *llamaProcess) prefill(n int) (float64, error) { return p.ask("prefill", n) }
 
 func (p *llamaProcess) decode(n int) (float64, error) { return p.ask("decode", n) }
+
+func (p *llamaProcess) loaded() (float64, int64) { return p.took, residentBytes(p.cmd.Process.Pid) }
 
 func (p *llamaProcess) close() error { return errors.Join(p.in.Close(), p.cmd.Wait()) }

@@ -1,18 +1,21 @@
-// Drives llama.cpp by lines: {"what":"load"|"prefill"|"decode","n":tokens} is answered with {"seconds":...}.
+// Drives llama.cpp by lines: {"what":"threads"|"prefill"|"decode","n":number} is answered with {"seconds":...}.
 import {createInterface} from "node:readline";
 import {getLlama, LlamaLogLevel} from "node-llama-cpp";
 
-const [, , mode, file, threads, contextSize, mmap] = process.argv;
+const [, , mode, file, contextSize, mmap] = process.argv;
 const llama = await getLlama({gpu: false, build: "never", maxThreads: 0, logLevel: LlamaLogLevel.error});
 if (mode === "release") {
 	process.stdout.write(`release ${llama.llamaCppRelease.release}; ${llama.systemInfo.trim()}`);
 	process.exit(0);
 }
-let sequence, last = 5;
+let model, context, sequence, last = 5;
 const work = {
 	async load() {
-		const model = await llama.loadModel({modelPath: file, useMmap: mmap === "true"});
-		const context = await model.createContext({contextSize: Number(contextSize), batchSize: 512, threads: Number(threads)});
+		model = await llama.loadModel({modelPath: file, useMmap: mmap === "true"});
+	},
+	async threads(n) {
+		await context?.dispose();
+		context = await model.createContext({contextSize: Number(contextSize), batchSize: 512, threads: n});
 		sequence = context.getSequence();
 	},
 	async prefill(n) {

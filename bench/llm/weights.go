@@ -17,14 +17,30 @@ const (
 	dim, heads, kvHeads, ffn = 2048, 32, 4, 5632
 )
 
-// write makes a model file with weights of one kind and returns how many bytes of them a token reads.
-func write(ctx context.Context, file, kind string, layers int) (int64, error) {
-	// llama.cpp wants a vocabulary; this is a real one.
+// smolLM2 fetches a real model and returns its file, and how many bytes of weights a token reads.
+func smolLM2(ctx context.Context) (file string, bytes int64, err error) {
 	out, err := exec.CommandContext(ctx, "scripts/models", "smollm2-135m-instruct-q4_1.gguf").Output()
 	if err != nil {
-		return 0, fmt.Errorf("fetch a vocabulary: %w", err)
+		return "", 0, fmt.Errorf("fetch a model: %w", err)
 	}
-	from, err := gguf.Open(strings.TrimSpace(string(out)))
+	file = strings.TrimSpace(string(out))
+	r, err := gguf.Open(file)
+	if err != nil {
+		return "", 0, err
+	}
+	for i := range r.Tensors {
+		bytes += r.Tensors[i].Size // the embedding is the last product's weights too
+	}
+	return file, bytes, r.Close()
+}
+
+// write makes a model file with weights of one kind and returns how many bytes of them a token reads.
+func write(ctx context.Context, file, kind string, layers int) (int64, error) {
+	real, _, err := smolLM2(ctx) // llama.cpp wants a vocabulary
+	if err != nil {
+		return 0, err
+	}
+	from, err := gguf.Open(real)
 	if err != nil {
 		return 0, err
 	}

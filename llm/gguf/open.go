@@ -1,25 +1,54 @@
 package gguf
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// A Reader is an open file. It can be used from several goroutines, except for
-// Close, after which nothing that Bytes returned may be touched.
+// A Reader is an open file, or all parts of one. It can be used from several goroutines, except for Close.
 type Reader struct {
 	*File
-	file   *os.File
-	mapped []byte // nil until Map
+	files []*os.File
+	data  io.ReaderAt
 }
 
-// Open opens a file and reads its front. Errors are NotFound, Denied or Invalid.
+// Open opens a file and reads its front. When it is a part of a model, by name and content, all parts are opened as one
+// file; they lie beside it. Errors are NotFound, Denied or Invalid.
 func Open(name string) (*Reader, error) {
+	r, front, size, err := openOne(name)
+	if err != nil {
+		return nil, err
+	}
+	names := PartNames(name)
+	if _, split := front.Meta.Int(keySplitCount); !split || len(names) < 2 {
+		r.File = front
+		return r, nil
+	}
+	_ = r.Close() // it is opened again in its place
+	var parts []*File
+	var data []io.ReaderAt
+	var sizes []int64
+	whole := &Reader{}
+	for _, name := range names {
+		if r, front, size, err = openOne(name); err != nil {
+			return nil, errors.Join(err, whole.Close())
+		}
+		whole.files, data = append(whole.files, r.files[0]), append(data, r.data)
+		parts, sizes = append(parts, front), append(sizes, size)
+	}
+	whole.data = Concat(data, sizes)
+	if whole.File, err = Join(parts, sizes); err != nil {
+		return nil, errors.Join(sandbox.E("gguf.Open", sandbox.Invalid, name, err), whole.Close())
+	}
+	return whole, nil
+}
+
+// openOne opens a file by itself.
+func openOne(name string) (r *Reader, front *File, size int64, err error) {
 	const op = "gguf.Open"
 	file, err := os.Open(filepath.Clean(name))
 	if err != nil {
@@ -30,63 +59,35 @@ func Open(name string) (*Reader, error) {
 		case os.IsPermission(err):
 			kind = sandbox.Denied
 		}
-		return nil, sandbox.E(op, kind, name, err)
+		return nil, nil, 0, sandbox.E(op, kind, name, err)
 	}
 	info, err := file.Stat()
 	if err == nil && !info.Mode().IsRegular() {
 		err = sandbox.Errorf(op, sandbox.Invalid, name, "not a regular file")
 	}
-	var front *File
 	if err == nil {
 		front, err = Decode(file, info.Size())
 	}
 	if err != nil {
 		_ = file.Close()
-		return nil, sandbox.E(op, "", name, err)
+		return nil, nil, 0, sandbox.E(op, "", name, err)
 	}
-	return &Reader{File: front, file: file}, nil
+	return &Reader{files: []*os.File{file}, data: file}, front, info.Size(), nil
 }
 
-// Map maps the whole file into memory, read-only, so that Bytes works. Whoever
-// truncates a mapped file kills the process that reads it; files that others can
-// write to are to be read with ReadAt. It must not run beside itself.
-func (r *Reader) Map() error {
-	if r.mapped != nil {
-		return nil
-	}
-	// Not the size of the file: what comes after the tensors is none of ours, and
-	// the file may have grown.
-	b, err := unix.Mmap(int(r.file.Fd()), 0, int(r.End()), unix.PROT_READ, unix.MAP_SHARED)
-	if err != nil {
-		return sandbox.E("gguf.Map", sandbox.Exhausted, r.file.Name(), err)
-	}
-	r.mapped = b
-	return nil
-}
-
-// Bytes returns the data of a tensor of this file, which must not be written
-// to; nil before Map. Pages come from disk as they are touched.
-func (r *Reader) Bytes(t *Tensor) []byte {
-	if r.mapped == nil {
-		return nil
-	}
-	return r.mapped[t.Offset : t.Offset+t.Size : t.Offset+t.Size]
-}
-
-// Section returns a reader of a tensor's data, for reading it into memory of
-// one's own.
+// Section returns a reader of a tensor's data.
 func (r *Reader) Section(t *Tensor) *io.SectionReader {
-	return io.NewSectionReader(r.file, t.Offset, t.Size)
+	return io.NewSectionReader(r.data, t.Offset, t.Size)
 }
 
 // ReadAt reads from the file, at any place.
-func (r *Reader) ReadAt(p []byte, off int64) (int, error) { return r.file.ReadAt(p, off) }
+func (r *Reader) ReadAt(p []byte, off int64) (int, error) { return r.data.ReadAt(p, off) }
 
-// Close unmaps and closes the file.
+// Close closes the file.
 func (r *Reader) Close() error {
-	if r.mapped != nil {
-		_ = unix.Munmap(r.mapped) // it was mapped whole, so this cannot fail
-		r.mapped = nil
+	var err error
+	for _, f := range r.files {
+		err = errors.Join(err, f.Close())
 	}
-	return r.file.Close()
+	return err
 }

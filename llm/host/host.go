@@ -221,13 +221,12 @@ func (h *Host) find(ctx context.Context, m *Model, ref string) (*gguf.File, io.R
 		ref = to
 	}
 	if IsURL(ref) {
-		r, err := openRanges(ctx, ref)
+		front, data, err := openURL(ctx, ref)
 		if err != nil {
 			return nil, nil, err
 		}
-		m.source = r
-		front, err := gguf.Decode(io.NewSectionReader(r, 0, r.size), r.size)
-		return front, r, err
+		m.source = data
+		return front, data, nil
 	}
 	path := ref
 	if !strings.Contains(ref, "/") && !strings.HasSuffix(ref, ".gguf") {

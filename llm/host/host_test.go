@@ -3,7 +3,9 @@ package host
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -16,6 +18,7 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/llm/engine"
+	"github.com/atoll-run/atoll/llm/gguf"
 	"github.com/atoll-run/atoll/llm/modeltest"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -103,6 +106,60 @@ func TestWhatIsNoWholeModelIsNotImported(t *testing.T) {
 	}
 	if list, err := s.List(); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
+	}
+}
+
+// conformance: L1
+func TestAModelInPartsIsImportedAndServedAsOne(t *testing.T) {
+	r, err := gguf.Open(modeltest.Path(t, smol))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	dir := t.TempDir()
+	const parts = 3
+	for i := range parts {
+		var m gguf.Meta
+		if i == 0 {
+			m = r.Meta.Clone()
+		}
+		if err := errors.Join(m.Set("split.no", uint16(i)), m.Set("split.count", uint16(parts)), m.Set("split.tensors.count", int32(len(r.Tensors)))); err != nil {
+			t.Fatal(err)
+		}
+		n := len(r.Tensors)
+		f, err := gguf.New(m, r.Tensors[i*n/parts:(i+1)*n/parts])
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = f.Save(filepath.Join(dir, fmt.Sprintf("smol-%05d-of-%05d.gguf", i+1, parts)), func(w io.Writer, x *gguf.Tensor) error {
+			_, err := io.Copy(w, r.Section(r.Tensor(x.Name)))
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := httptest.NewServer(http.FileServer(http.Dir(dir)))
+	defer server.Close()
+	second := "/smol-00002-of-00003.gguf" // any part stands for all
+	h := newHost(t, Config{})
+	want, err := h.config.Store.Import(t.Context(), modeltest.Path(t, smol), "whole", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := h.config.Store.Import(t.Context(), dir+second, "joined", nil)
+	if err != nil || info.Parameters != want.Parameters {
+		t.Errorf("%+v, %v", info, err)
+	}
+	for _, ref := range []string{"joined", dir + second, server.URL + second} {
+		m, release, err := h.Use(t.Context(), ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := first(t.Context(), m); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+		release()
 	}
 }
 

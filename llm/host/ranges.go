@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/atoll-run/atoll/llm/gguf"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -31,6 +32,55 @@ const (
 	maxRetries = 5       // without a byte in between
 	retryAfter = 200 * time.Millisecond
 )
+
+// A remote is a model behind one address, or one for each of its parts.
+type remote struct {
+	io.ReaderAt
+	parts []*ranges
+}
+
+// Close gives up all connections.
+func (r *remote) Close() error {
+	for _, p := range r.parts {
+		p.drop()
+	}
+	return nil
+}
+
+// openURL reads the front of a model behind an address, and of all its parts if that is the address of one.
+func openURL(ctx context.Context, url string) (front *gguf.File, _ *remote, err error) {
+	names := gguf.PartNames(url)
+	if len(names) == 0 {
+		names = []string{url}
+	}
+	whole := &remote{}
+	defer func() {
+		if err != nil {
+			_ = whole.Close()
+		}
+	}()
+	var fronts []*gguf.File
+	var data []io.ReaderAt
+	var sizes []int64
+	for _, name := range names {
+		r, err := openRanges(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		whole.parts, data, sizes = append(whole.parts, r), append(data, r), append(sizes, r.size)
+		if front, err = gguf.Decode(io.NewSectionReader(r, 0, r.size), r.size); err != nil {
+			return nil, nil, err
+		}
+		fronts = append(fronts, front)
+	}
+	whole.ReaderAt = gguf.Concat(data, sizes)
+	if len(names) > 1 {
+		if front, err = gguf.Join(fronts, sizes); err != nil {
+			return nil, nil, sandbox.E("host.openURL", sandbox.Invalid, url, err)
+		}
+	}
+	return front, whole, nil
+}
 
 // openRanges asks for the size. It fails with Unsupported when the server does not
 // serve parts of files.
@@ -137,10 +187,4 @@ func (r *ranges) drop() {
 		_ = r.body.Close()
 		r.body = nil
 	}
-}
-
-// Close gives up the connection.
-func (r *ranges) Close() error {
-	r.drop()
-	return nil
 }

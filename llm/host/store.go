@@ -64,7 +64,7 @@ func NameOf(origin string) string {
 	if i := strings.IndexAny(base, "?#"); i >= 0 {
 		base = base[:i]
 	}
-	base = strings.TrimSuffix(base, ".gguf")
+	base = regexp.MustCompile(`-\d{5}-of-\d{5}$`).ReplaceAllString(strings.TrimSuffix(base, ".gguf"), "")
 	clean := strings.ToLower(regexp.MustCompile(`[^a-zA-Z0-9._-]+`).ReplaceAllString(base, "-"))
 	return strings.TrimLeft(clean, "-._")
 }
@@ -189,6 +189,12 @@ func fetch(ctx context.Context, origin, to string, progress func(done, all int64
 		}
 		return digestOf(ctx, to)
 	}
+	if gguf.PartNames(origin) != nil {
+		if err := joinParts(ctx, origin, to, progress); err != nil {
+			return "", err
+		}
+		return digestOf(ctx, to)
+	}
 	var from io.Reader
 	var all int64
 	if IsURL(origin) {
@@ -238,6 +244,38 @@ func convert(ctx context.Context, dir, to string, progress func(done, all int64)
 		return ctx.Err()
 	})
 	return errors.Join(err, m.Close())
+}
+
+// joinParts makes one file of a model in parts.
+func joinParts(ctx context.Context, origin, to string, progress func(done, all int64)) (err error) {
+	var front *gguf.File
+	var data io.ReaderAt
+	if IsURL(origin) {
+		f, r, err := openURL(ctx, origin)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		front, data = f, r
+	} else {
+		r, err := gguf.Open(origin)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		front, data = r.File, r
+	}
+	whole, err := gguf.New(front.Meta, front.Tensors)
+	if err != nil {
+		return sandbox.E("host.joinParts", sandbox.Invalid, origin, err)
+	}
+	w := &watched{ctx: ctx, all: whole.End(), progress: progress}
+	return whole.Save(to, func(out io.Writer, t *gguf.Tensor) error {
+		from := front.Tensor(t.Name)
+		w.r = io.NewSectionReader(data, from.Offset, from.Size)
+		_, err := io.Copy(out, w)
+		return err
+	})
 }
 
 func digestOf(ctx context.Context, name string) (string, error) {
