@@ -64,6 +64,10 @@ generate: ## write generated code again
 generate-check: ## fail when generated code is out of step with its source
 	@scripts/generate-check
 
+.PHONY: test-arm64
+test-arm64: ## the kernels' tests as an arm64 machine would run them, in emulation; needs qemu-user-static
+	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static -timeout 20m ./tensor ./tensor/squeeze
+
 fuzz: ## a short run of every fuzz target
 	@scripts/fuzz
 

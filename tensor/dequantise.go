@@ -78,7 +78,26 @@ var decoders = map[Type]func(dst []float32, b []byte){
 			dst[i], dst[i+16] = d*float32(nonlinear[v&15]), d*float32(nonlinear[v>>4])
 		}
 	},
-	Q2_K: decodeQ2K, Q3_K: decodeQ3K, Q4_K: decodeQ4K, Q5_K: decodeQ5K, Q6_K: decodeQ6K, IQ4_XS: decodeIQ4XS,
+	Q3_0: func(dst []float32, b []byte) {
+		d := getHalf(b)
+		for i := range dst {
+			dst[i] = d * float32(int(three(b[2:], i))-4)
+		}
+	},
+	Q3_1: func(dst []float32, b []byte) {
+		d, m := getHalf(b), getHalf(b[2:])
+		for i := range dst {
+			dst[i] = d*float32(three(b[4:], i)) + m
+		}
+	},
+	F8_E4M3: decodeEight(FromE4M3),
+	F8_E5M2: decodeEight(FromE5M2),
+	Q2_K:    decodeQ2K, Q3_K: decodeQ3K, Q4_K: decodeQ4K, Q5_K: decodeQ5K, Q6_K: decodeQ6K, IQ4_XS: decodeIQ4XS,
+}
+
+// three returns number i of 32 of 3 bits: the low two in 8 bytes, of which each has numbers 4 apart, then the high ones in 4.
+func three(b []byte, i int) byte {
+	return b[i/16*4+i%4]>>(i%16/4*2)&3 | b[8+i%4]>>(i/4)&1<<2
 }
 
 // nonlinear are the sixteen levels of the IQ4 types.

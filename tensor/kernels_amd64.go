@@ -14,6 +14,26 @@ func dotQ4_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *ui
 //go:noescape
 func dotQ4_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 
+// dotQ3_0AVX2x1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
+//
+//go:noescape
+func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_0AVX2x4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
+//
+//go:noescape
+func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_1AVX2x1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
+//
+//go:noescape
+func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_1AVX2x4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
+//
+//go:noescape
+func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
 // dotQ4_1AVX2x1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
 //go:noescape
@@ -174,6 +194,26 @@ func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, 
 //go:noescape
 func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
 
+// colsF8_E4M3AVX2x1 adds the products of 16 packed rows of F8_E4M3 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E4M3AVX2x4 adds the products of 16 packed rows of F8_E4M3 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E5M2AVX2x1 adds the products of 16 packed rows of F8_E5M2 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E5M2AVX2x4 adds the products of 16 packed rows of F8_E5M2 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
 // dotQ4_0AVX512x1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
@@ -188,6 +228,36 @@ func dotQ4_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *
 //
 //go:noescape
 func dotQ4_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_0AVX512x1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
+//
+//go:noescape
+func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_0AVX512x4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
+//
+//go:noescape
+func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_0AVX512x8 adds the products of 16 packed rows of Q3_0 with 8 token(s).
+//
+//go:noescape
+func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_1AVX512x1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
+//
+//go:noescape
+func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_1AVX512x4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
+//
+//go:noescape
+func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+
+// dotQ3_1AVX512x8 adds the products of 16 packed rows of Q3_1 with 8 token(s).
+//
+//go:noescape
+func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 
 // dotQ4_1AVX512x1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
@@ -429,6 +499,36 @@ func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int
 //go:noescape
 func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
 
+// colsF8_E4M3AVX512x1 adds the products of 16 packed rows of F8_E4M3 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E4M3AVX512x4 adds the products of 16 packed rows of F8_E4M3 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E4M3AVX512x8 adds the products of 16 packed rows of F8_E4M3 with 8 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E5M2AVX512x1 adds the products of 16 packed rows of F8_E5M2 with 1 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E5M2AVX512x4 adds the products of 16 packed rows of F8_E5M2 with 4 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
+// colsF8_E5M2AVX512x8 adds the products of 16 packed rows of F8_E5M2 with 8 token(s), xstride floats apart.
+//
+//go:noescape
+func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+
 // roundAVX2 rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
 // floats on; the sums of its halves to sums, 2*step on.
 //
@@ -489,6 +589,16 @@ func mulHalfAVX2(x *float32, n int, h *byte)
 //
 //go:noescape
 func expandQ4_0(dst *uint16, w *byte, blocks int)
+
+// expandQ3_0 writes 16 packed rows of Q3_0 as BF16 in pairs of columns.
+//
+//go:noescape
+func expandQ3_0(dst *uint16, w *byte, blocks int)
+
+// expandQ3_1 writes 16 packed rows of Q3_1 as BF16 in pairs of columns.
+//
+//go:noescape
+func expandQ3_1(dst *uint16, w *byte, blocks int)
 
 // expandQ4_1 writes 16 packed rows of Q4_1 as BF16 in pairs of columns.
 //
@@ -587,6 +697,16 @@ func splitF16(dst *uint16, w *byte, units int)
 //
 //go:noescape
 func splitF32(dst *uint16, w *byte, units int)
+
+// splitF8_E4M3 writes 16 packed rows of F8_E4M3 as BF16 in pairs of columns: for 32 columns the nearest, then the rest. units is even.
+//
+//go:noescape
+func splitF8_E4M3(dst *uint16, w *byte, units int)
+
+// splitF8_E5M2 writes 16 packed rows of F8_E5M2 as BF16 in pairs of columns: for 32 columns the nearest, then the rest. units is even.
+//
+//go:noescape
+func splitF8_E5M2(dst *uint16, w *byte, units int)
 
 // sweepAVX2 reads n bytes, a multiple of 256, and returns some of the bits that it read.
 //

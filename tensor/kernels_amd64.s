@@ -524,6 +524,1276 @@ block1:
 	VZEROUPPER
 	RET
 
+// func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ3_0AVX2x1(SB), NOSPLIT, $0-56
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	VMOVDQU 32(DI), Y1
+
+block0:
+	VMOVDQU      160(AX), Y2
+	VPSLLD       $0x02, Y2, Y2
+	VPAND        bytes04<>+0(SB), Y2, Y2
+	VMOVDQU      32(AX), Y3
+	VPAND        bytes03<>+0(SB), Y3, Y3
+	VPOR         Y2, Y3, Y3
+	VPBROADCASTD (CX), Y2
+	VPMADDUBSW   Y2, Y3, Y2
+	VMOVDQU      160(AX), Y3
+	VPSLLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      32(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 4(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      32(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 8(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPSRLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      32(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 12(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPSRLD       $0x02, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 16(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPSRLD       $0x03, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 20(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPSRLD       $0x04, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 24(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      160(AX), Y3
+	VPSRLD       $0x05, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 28(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VPMADDWD     ones<>+0(SB), Y2, Y2
+	VPBROADCASTD (BX), Y3
+	VPADDD       Y3, Y2, Y2
+	VCVTPH2PS    (AX), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VBROADCASTSS (DX), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVDQU      192(AX), Y2
+	VPSLLD       $0x02, Y2, Y2
+	VPAND        bytes04<>+0(SB), Y2, Y2
+	VMOVDQU      64(AX), Y3
+	VPAND        bytes03<>+0(SB), Y3, Y3
+	VPOR         Y2, Y3, Y3
+	VPBROADCASTD (CX), Y2
+	VPMADDUBSW   Y2, Y3, Y2
+	VMOVDQU      192(AX), Y3
+	VPSLLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 4(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 8(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 12(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x02, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 16(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x03, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 20(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x04, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 24(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x05, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 28(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VPMADDWD     ones<>+0(SB), Y2, Y2
+	VPBROADCASTD (BX), Y3
+	VPADDD       Y3, Y2, Y2
+	VCVTPH2PS    16(AX), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VBROADCASTSS (DX), Y3
+	VFMADD231PS  Y3, Y2, Y1
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	ADDQ         $0x00000020, CX
+	ADDQ         $0x00000004, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x000000e0, AX
+	DECQ         SI
+	JNZ          block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA bytes04<>+0(SB)/4, $0x04040404
+DATA bytes04<>+4(SB)/4, $0x04040404
+DATA bytes04<>+8(SB)/4, $0x04040404
+DATA bytes04<>+12(SB)/4, $0x04040404
+DATA bytes04<>+16(SB)/4, $0x04040404
+DATA bytes04<>+20(SB)/4, $0x04040404
+DATA bytes04<>+24(SB)/4, $0x04040404
+DATA bytes04<>+28(SB)/4, $0x04040404
+DATA bytes04<>+32(SB)/4, $0x04040404
+DATA bytes04<>+36(SB)/4, $0x04040404
+DATA bytes04<>+40(SB)/4, $0x04040404
+DATA bytes04<>+44(SB)/4, $0x04040404
+DATA bytes04<>+48(SB)/4, $0x04040404
+DATA bytes04<>+52(SB)/4, $0x04040404
+DATA bytes04<>+56(SB)/4, $0x04040404
+DATA bytes04<>+60(SB)/4, $0x04040404
+GLOBL bytes04<>(SB), RODATA|NOPTR, $64
+
+DATA bytes03<>+0(SB)/4, $0x03030303
+DATA bytes03<>+4(SB)/4, $0x03030303
+DATA bytes03<>+8(SB)/4, $0x03030303
+DATA bytes03<>+12(SB)/4, $0x03030303
+DATA bytes03<>+16(SB)/4, $0x03030303
+DATA bytes03<>+20(SB)/4, $0x03030303
+DATA bytes03<>+24(SB)/4, $0x03030303
+DATA bytes03<>+28(SB)/4, $0x03030303
+DATA bytes03<>+32(SB)/4, $0x03030303
+DATA bytes03<>+36(SB)/4, $0x03030303
+DATA bytes03<>+40(SB)/4, $0x03030303
+DATA bytes03<>+44(SB)/4, $0x03030303
+DATA bytes03<>+48(SB)/4, $0x03030303
+DATA bytes03<>+52(SB)/4, $0x03030303
+DATA bytes03<>+56(SB)/4, $0x03030303
+DATA bytes03<>+60(SB)/4, $0x03030303
+GLOBL bytes03<>(SB), RODATA|NOPTR, $64
+
+// func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·dotQ3_0AVX2x4(SB), NOSPLIT, $0-56
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+
+block0:
+	VMOVDQU      160(AX), Y4
+	VPSLLD       $0x02, Y4, Y4
+	VPAND        bytes04<>+0(SB), Y4, Y4
+	VMOVDQU      32(AX), Y5
+	VPAND        bytes03<>+0(SB), Y5, Y5
+	VPOR         Y4, Y5, Y5
+	VPBROADCASTD (CX), Y4
+	VPMADDUBSW   Y4, Y5, Y4
+	VPBROADCASTD 32(CX), Y6
+	VPMADDUBSW   Y6, Y5, Y6
+	VPBROADCASTD 64(CX), Y7
+	VPMADDUBSW   Y7, Y5, Y7
+	VPBROADCASTD 96(CX), Y8
+	VPMADDUBSW   Y8, Y5, Y8
+	VMOVDQU      160(AX), Y5
+	VPSLLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      32(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 4(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 36(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 68(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 100(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      32(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 8(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 40(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 72(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 104(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPSRLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      32(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 12(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 44(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 76(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 108(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPSRLD       $0x02, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 16(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 48(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 80(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 112(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPSRLD       $0x03, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 20(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 52(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 84(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 116(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 24(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 56(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 88(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 120(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      160(AX), Y5
+	VPSRLD       $0x05, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 28(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPMADDWD     ones<>+0(SB), Y4, Y4
+	VPBROADCASTD (BX), Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 60(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPMADDWD     ones<>+0(SB), Y6, Y6
+	VPBROADCASTD 4(BX), Y5
+	VPADDD       Y5, Y6, Y6
+	VPBROADCASTD 92(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPMADDWD     ones<>+0(SB), Y7, Y7
+	VPBROADCASTD 8(BX), Y5
+	VPADDD       Y5, Y7, Y7
+	VPBROADCASTD 124(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VPMADDWD     ones<>+0(SB), Y8, Y8
+	VPBROADCASTD 12(BX), Y5
+	VPADDD       Y5, Y8, Y8
+	VCVTPH2PS    (AX), Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y4, Y0
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y7, Y2
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y8, Y3
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000010, DX
+	ADDQ         $0x00000010, BX
+	ADDQ         $0x000000e0, AX
+	DECQ         SI
+	JNZ          block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, (AX)
+	MOVQ         w+16(FP), AX
+	MOVQ         q+24(FP), CX
+	MOVQ         d+32(FP), DX
+	MOVQ         s+40(FP), BX
+	MOVQ         blocks+48(FP), SI
+	MOVQ         dst+0(FP), DI
+	MOVQ         stride+8(FP), R8
+	VMOVDQU      32(DI), Y0
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y1
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y2
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y3
+
+block1:
+	VMOVDQU      192(AX), Y4
+	VPSLLD       $0x02, Y4, Y4
+	VPAND        bytes04<>+0(SB), Y4, Y4
+	VMOVDQU      64(AX), Y5
+	VPAND        bytes03<>+0(SB), Y5, Y5
+	VPOR         Y4, Y5, Y5
+	VPBROADCASTD (CX), Y4
+	VPMADDUBSW   Y4, Y5, Y4
+	VPBROADCASTD 32(CX), Y6
+	VPMADDUBSW   Y6, Y5, Y6
+	VPBROADCASTD 64(CX), Y7
+	VPMADDUBSW   Y7, Y5, Y7
+	VPBROADCASTD 96(CX), Y8
+	VPMADDUBSW   Y8, Y5, Y8
+	VMOVDQU      192(AX), Y5
+	VPSLLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 4(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 36(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 68(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 100(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 8(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 40(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 72(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 104(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 12(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 44(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 76(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 108(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x02, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 16(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 48(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 80(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 112(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x03, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 20(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 52(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 84(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 116(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 24(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 56(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 88(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 120(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x05, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 28(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPMADDWD     ones<>+0(SB), Y4, Y4
+	VPBROADCASTD (BX), Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 60(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPMADDWD     ones<>+0(SB), Y6, Y6
+	VPBROADCASTD 4(BX), Y5
+	VPADDD       Y5, Y6, Y6
+	VPBROADCASTD 92(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPMADDWD     ones<>+0(SB), Y7, Y7
+	VPBROADCASTD 8(BX), Y5
+	VPADDD       Y5, Y7, Y7
+	VPBROADCASTD 124(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VPMADDWD     ones<>+0(SB), Y8, Y8
+	VPBROADCASTD 12(BX), Y5
+	VPADDD       Y5, Y8, Y8
+	VCVTPH2PS    16(AX), Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y4, Y0
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y7, Y2
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y8, Y3
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000010, DX
+	ADDQ         $0x00000010, BX
+	ADDQ         $0x000000e0, AX
+	DECQ         SI
+	JNZ          block1
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ3_1AVX2x1(SB), NOSPLIT, $0-56
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	VMOVDQU 32(DI), Y1
+
+block0:
+	VMOVDQU      192(AX), Y2
+	VPSLLD       $0x02, Y2, Y2
+	VPAND        bytes04<>+0(SB), Y2, Y2
+	VMOVDQU      64(AX), Y3
+	VPAND        bytes03<>+0(SB), Y3, Y3
+	VPOR         Y2, Y3, Y3
+	VPBROADCASTD (CX), Y2
+	VPMADDUBSW   Y2, Y3, Y2
+	VMOVDQU      192(AX), Y3
+	VPSLLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 4(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 8(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      64(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 12(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x02, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 16(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x03, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 20(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x04, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 24(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      192(AX), Y3
+	VPSRLD       $0x05, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      128(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 28(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VPMADDWD     ones<>+0(SB), Y2, Y2
+	VCVTPH2PS    (AX), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VBROADCASTSS (DX), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VCVTPH2PS    32(AX), Y2
+	VBROADCASTSS (BX), Y3
+	VFMADD231PS  Y3, Y2, Y0
+	VMOVDQU      224(AX), Y2
+	VPSLLD       $0x02, Y2, Y2
+	VPAND        bytes04<>+0(SB), Y2, Y2
+	VMOVDQU      96(AX), Y3
+	VPAND        bytes03<>+0(SB), Y3, Y3
+	VPOR         Y2, Y3, Y3
+	VPBROADCASTD (CX), Y2
+	VPMADDUBSW   Y2, Y3, Y2
+	VMOVDQU      224(AX), Y3
+	VPSLLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 4(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 8(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPSRLD       $0x01, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      96(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 12(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPSRLD       $0x02, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      160(AX), Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 16(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPSRLD       $0x03, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      160(AX), Y4
+	VPSRLD       $0x02, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 20(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPSRLD       $0x04, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      160(AX), Y4
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 24(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VMOVDQU      224(AX), Y3
+	VPSRLD       $0x05, Y3, Y3
+	VPAND        bytes04<>+0(SB), Y3, Y3
+	VMOVDQU      160(AX), Y4
+	VPSRLD       $0x06, Y4, Y4
+	VPAND        bytes03<>+0(SB), Y4, Y4
+	VPOR         Y3, Y4, Y4
+	VPBROADCASTD 28(CX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y2, Y2
+	VPMADDWD     ones<>+0(SB), Y2, Y2
+	VCVTPH2PS    16(AX), Y3
+	VCVTDQ2PS    Y2, Y2
+	VMULPS       Y3, Y2, Y2
+	VBROADCASTSS (DX), Y3
+	VFMADD231PS  Y3, Y2, Y1
+	VCVTPH2PS    48(AX), Y2
+	VBROADCASTSS (BX), Y3
+	VFMADD231PS  Y3, Y2, Y1
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	ADDQ         $0x00000020, CX
+	ADDQ         $0x00000004, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000100, AX
+	DECQ         SI
+	JNZ          block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·dotQ3_1AVX2x4(SB), NOSPLIT, $0-56
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+
+block0:
+	VMOVDQU      192(AX), Y4
+	VPSLLD       $0x02, Y4, Y4
+	VPAND        bytes04<>+0(SB), Y4, Y4
+	VMOVDQU      64(AX), Y5
+	VPAND        bytes03<>+0(SB), Y5, Y5
+	VPOR         Y4, Y5, Y5
+	VPBROADCASTD (CX), Y4
+	VPMADDUBSW   Y4, Y5, Y4
+	VPBROADCASTD 32(CX), Y6
+	VPMADDUBSW   Y6, Y5, Y6
+	VPBROADCASTD 64(CX), Y7
+	VPMADDUBSW   Y7, Y5, Y7
+	VPBROADCASTD 96(CX), Y8
+	VPMADDUBSW   Y8, Y5, Y8
+	VMOVDQU      192(AX), Y5
+	VPSLLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 4(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 36(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 68(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 100(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 8(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 40(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 72(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 104(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      64(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 12(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 44(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 76(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 108(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x02, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 16(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 48(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 80(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 112(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x03, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 20(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 52(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 84(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 116(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 24(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 56(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 88(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 120(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      192(AX), Y5
+	VPSRLD       $0x05, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      128(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 28(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPMADDWD     ones<>+0(SB), Y4, Y4
+	VPBROADCASTD 60(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPMADDWD     ones<>+0(SB), Y6, Y6
+	VPBROADCASTD 92(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPMADDWD     ones<>+0(SB), Y7, Y7
+	VPBROADCASTD 124(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VPMADDWD     ones<>+0(SB), Y8, Y8
+	VCVTPH2PS    (AX), Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y4, Y0
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y7, Y2
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y8, Y3
+	VCVTPH2PS    32(AX), Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 4(BX), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 8(BX), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 12(BX), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000010, DX
+	ADDQ         $0x00000010, BX
+	ADDQ         $0x00000100, AX
+	DECQ         SI
+	JNZ          block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, (AX)
+	MOVQ         w+16(FP), AX
+	MOVQ         q+24(FP), CX
+	MOVQ         d+32(FP), DX
+	MOVQ         s+40(FP), BX
+	MOVQ         blocks+48(FP), SI
+	MOVQ         dst+0(FP), DI
+	MOVQ         stride+8(FP), R8
+	VMOVDQU      32(DI), Y0
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y1
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y2
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y3
+
+block1:
+	VMOVDQU      224(AX), Y4
+	VPSLLD       $0x02, Y4, Y4
+	VPAND        bytes04<>+0(SB), Y4, Y4
+	VMOVDQU      96(AX), Y5
+	VPAND        bytes03<>+0(SB), Y5, Y5
+	VPOR         Y4, Y5, Y5
+	VPBROADCASTD (CX), Y4
+	VPMADDUBSW   Y4, Y5, Y4
+	VPBROADCASTD 32(CX), Y6
+	VPMADDUBSW   Y6, Y5, Y6
+	VPBROADCASTD 64(CX), Y7
+	VPMADDUBSW   Y7, Y5, Y7
+	VPBROADCASTD 96(CX), Y8
+	VPMADDUBSW   Y8, Y5, Y8
+	VMOVDQU      224(AX), Y5
+	VPSLLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 4(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 36(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 68(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 100(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 8(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 40(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 72(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 104(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPSRLD       $0x01, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      96(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 12(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 44(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 76(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 108(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPSRLD       $0x02, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      160(AX), Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 16(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 48(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 80(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 112(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPSRLD       $0x03, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      160(AX), Y9
+	VPSRLD       $0x02, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 20(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 52(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 84(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 116(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      160(AX), Y9
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 24(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPBROADCASTD 56(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPBROADCASTD 88(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPBROADCASTD 120(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VMOVDQU      224(AX), Y5
+	VPSRLD       $0x05, Y5, Y5
+	VPAND        bytes04<>+0(SB), Y5, Y5
+	VMOVDQU      160(AX), Y9
+	VPSRLD       $0x06, Y9, Y9
+	VPAND        bytes03<>+0(SB), Y9, Y9
+	VPOR         Y5, Y9, Y9
+	VPBROADCASTD 28(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y4, Y4
+	VPMADDWD     ones<>+0(SB), Y4, Y4
+	VPBROADCASTD 60(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y6, Y6
+	VPMADDWD     ones<>+0(SB), Y6, Y6
+	VPBROADCASTD 92(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y7, Y7
+	VPMADDWD     ones<>+0(SB), Y7, Y7
+	VPBROADCASTD 124(CX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y8, Y8
+	VPMADDWD     ones<>+0(SB), Y8, Y8
+	VCVTPH2PS    16(AX), Y5
+	VCVTDQ2PS    Y4, Y4
+	VMULPS       Y5, Y4, Y4
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y4, Y0
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VBROADCASTSS 4(DX), Y4
+	VFMADD231PS  Y4, Y6, Y1
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VBROADCASTSS 8(DX), Y4
+	VFMADD231PS  Y4, Y7, Y2
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VBROADCASTSS 12(DX), Y4
+	VFMADD231PS  Y4, Y8, Y3
+	VCVTPH2PS    48(AX), Y4
+	VBROADCASTSS (BX), Y5
+	VFMADD231PS  Y5, Y4, Y0
+	VBROADCASTSS 4(BX), Y5
+	VFMADD231PS  Y5, Y4, Y1
+	VBROADCASTSS 8(BX), Y5
+	VFMADD231PS  Y5, Y4, Y2
+	VBROADCASTSS 12(BX), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000010, DX
+	ADDQ         $0x00000010, BX
+	ADDQ         $0x00000100, AX
+	DECQ         SI
+	JNZ          block1
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, 32(AX)
+	VZEROUPPER
+	RET
+
 // func dotQ4_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
 TEXT ·dotQ4_1AVX2x1(SB), NOSPLIT, $0-56
@@ -10911,24 +12181,6 @@ block0:
 	VZEROUPPER
 	RET
 
-DATA bytes03<>+0(SB)/4, $0x03030303
-DATA bytes03<>+4(SB)/4, $0x03030303
-DATA bytes03<>+8(SB)/4, $0x03030303
-DATA bytes03<>+12(SB)/4, $0x03030303
-DATA bytes03<>+16(SB)/4, $0x03030303
-DATA bytes03<>+20(SB)/4, $0x03030303
-DATA bytes03<>+24(SB)/4, $0x03030303
-DATA bytes03<>+28(SB)/4, $0x03030303
-DATA bytes03<>+32(SB)/4, $0x03030303
-DATA bytes03<>+36(SB)/4, $0x03030303
-DATA bytes03<>+40(SB)/4, $0x03030303
-DATA bytes03<>+44(SB)/4, $0x03030303
-DATA bytes03<>+48(SB)/4, $0x03030303
-DATA bytes03<>+52(SB)/4, $0x03030303
-DATA bytes03<>+56(SB)/4, $0x03030303
-DATA bytes03<>+60(SB)/4, $0x03030303
-GLOBL bytes03<>(SB), RODATA|NOPTR, $64
-
 // func dotQ2_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 // Requires: AVX, AVX2, F16C, FMA3
 TEXT ·dotQ2_KAVX2x4(SB), NOSPLIT, $0-56
@@ -15853,24 +17105,6 @@ block0:
 	VMOVUPS      Y1, 32(AX)
 	VZEROUPPER
 	RET
-
-DATA bytes04<>+0(SB)/4, $0x04040404
-DATA bytes04<>+4(SB)/4, $0x04040404
-DATA bytes04<>+8(SB)/4, $0x04040404
-DATA bytes04<>+12(SB)/4, $0x04040404
-DATA bytes04<>+16(SB)/4, $0x04040404
-DATA bytes04<>+20(SB)/4, $0x04040404
-DATA bytes04<>+24(SB)/4, $0x04040404
-DATA bytes04<>+28(SB)/4, $0x04040404
-DATA bytes04<>+32(SB)/4, $0x04040404
-DATA bytes04<>+36(SB)/4, $0x04040404
-DATA bytes04<>+40(SB)/4, $0x04040404
-DATA bytes04<>+44(SB)/4, $0x04040404
-DATA bytes04<>+48(SB)/4, $0x04040404
-DATA bytes04<>+52(SB)/4, $0x04040404
-DATA bytes04<>+56(SB)/4, $0x04040404
-DATA bytes04<>+60(SB)/4, $0x04040404
-GLOBL bytes04<>(SB), RODATA|NOPTR, $64
 
 // func dotQ3_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 // Requires: AVX, AVX2, F16C, FMA3
@@ -34597,6 +35831,4682 @@ end1:
 	VZEROUPPER
 	RET
 
+// func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·colsF8_E4M3AVX2x1(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    dst+0(FP), BX
+	MOVQ    stride+8(FP), SI
+	VMOVDQU (BX), Y0
+	VMOVDQU 32(BX), Y1
+
+block0:
+	VPXOR        Y2, Y2, Y2
+	VPXOR        Y3, Y3, Y3
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPXOR        Y8, Y8, Y8
+	VPXOR        Y9, Y9, Y9
+	VPMOVSXBW    64(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS (DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    72(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS (DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4096(AX)
+	VPMOVSXBW    80(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 4(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    88(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 4(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    96(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 8(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    104(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 8(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    112(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 12(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    120(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 12(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4160(AX)
+	VPMOVSXBW    128(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 16(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    136(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 16(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    144(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 20(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    152(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 20(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    160(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 24(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    168(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 24(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    176(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 28(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    184(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 28(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4224(AX)
+	VPMOVSXBW    192(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 32(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    200(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 32(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    208(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 36(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    216(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 36(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    224(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 40(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    232(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 40(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    240(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 44(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    248(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 44(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4288(AX)
+	VPMOVSXBW    256(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 48(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    264(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 48(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    272(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 52(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    280(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 52(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    288(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 56(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    296(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 56(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    304(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 60(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    312(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 60(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4352(AX)
+	VPMOVSXBW    320(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 64(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    328(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 64(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    336(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 68(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    344(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 68(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    352(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 72(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    360(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 72(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4416(AX)
+	VPMOVSXBW    368(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 76(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    376(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 76(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    384(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 80(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    392(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 80(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    400(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 84(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    408(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 84(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    416(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 88(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    424(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 88(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4480(AX)
+	VPMOVSXBW    432(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 92(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    440(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 92(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    448(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 96(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    456(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 96(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    464(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 100(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    472(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 100(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    480(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 104(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    488(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 104(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4544(AX)
+	VPMOVSXBW    496(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 108(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    504(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 108(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    512(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 112(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    520(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 112(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    528(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 116(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    536(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 116(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    544(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 120(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    552(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 120(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4608(AX)
+	VPMOVSXBW    560(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 124(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    568(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 124(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    576(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 128(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    584(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 128(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    592(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 132(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    600(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 132(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4672(AX)
+	VPMOVSXBW    608(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 136(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    616(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 136(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    624(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 140(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    632(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 140(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    640(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 144(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    648(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 144(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    656(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 148(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    664(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 148(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4736(AX)
+	VPMOVSXBW    672(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 152(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    680(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 152(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    688(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 156(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    696(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 156(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    704(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 160(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    712(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 160(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    720(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 164(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    728(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 164(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4800(AX)
+	VPMOVSXBW    736(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 168(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    744(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 168(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    752(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 172(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    760(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 172(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    768(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 176(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    776(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 176(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVSXBW    784(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 180(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    792(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 180(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4864(AX)
+	VPMOVSXBW    800(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 184(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    808(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 184(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    816(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 188(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    824(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 188(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    832(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 192(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    840(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 192(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4928(AX)
+	VPMOVSXBW    848(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 196(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    856(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 196(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    864(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 200(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    872(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 200(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    880(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 204(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    888(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 204(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    896(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 208(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    904(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 208(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4992(AX)
+	VPMOVSXBW    912(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 212(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    920(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 212(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    928(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 216(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    936(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 216(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    944(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 220(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    952(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 220(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    960(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 224(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    968(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 224(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   5056(AX)
+	VPMOVSXBW    976(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 228(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    984(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 228(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    992(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 232(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    1000(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 232(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    1008(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 236(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    1016(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 236(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVSXBW    1024(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 240(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVSXBW    1032(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 240(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   5120(AX)
+	VPMOVSXBW    1040(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 244(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVSXBW    1048(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 244(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVSXBW    1056(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 248(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVSXBW    1064(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 248(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVSXBW    1072(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 252(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVSXBW    1080(AX), X10
+	VPSLLW       $0x07, X10, X10
+	VPAND        eightBits<>+0(SB), X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 252(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VMOVDQU      (AX), Y10
+	VMULPS       eightFactor<>+0(SB), Y10, Y10
+	VADDPS       Y4, Y2, Y2
+	VADDPS       Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y2
+	VFMADD231PS  Y10, Y2, Y0
+	VMOVDQU      32(AX), Y2
+	VMULPS       eightFactor<>+0(SB), Y2, Y2
+	VADDPS       Y5, Y3, Y3
+	VADDPS       Y7, Y3, Y3
+	VADDPS       Y9, Y3, Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+DATA eightBits<>+0(SB)/4, $0xbfffbfff
+DATA eightBits<>+4(SB)/4, $0xbfffbfff
+DATA eightBits<>+8(SB)/4, $0xbfffbfff
+DATA eightBits<>+12(SB)/4, $0xbfffbfff
+DATA eightBits<>+16(SB)/4, $0xbfffbfff
+DATA eightBits<>+20(SB)/4, $0xbfffbfff
+DATA eightBits<>+24(SB)/4, $0xbfffbfff
+DATA eightBits<>+28(SB)/4, $0xbfffbfff
+DATA eightBits<>+32(SB)/4, $0xbfffbfff
+DATA eightBits<>+36(SB)/4, $0xbfffbfff
+DATA eightBits<>+40(SB)/4, $0xbfffbfff
+DATA eightBits<>+44(SB)/4, $0xbfffbfff
+DATA eightBits<>+48(SB)/4, $0xbfffbfff
+DATA eightBits<>+52(SB)/4, $0xbfffbfff
+DATA eightBits<>+56(SB)/4, $0xbfffbfff
+DATA eightBits<>+60(SB)/4, $0xbfffbfff
+GLOBL eightBits<>(SB), RODATA|NOPTR, $64
+
+DATA eightFactor<>+0(SB)/4, $0x43800000
+DATA eightFactor<>+4(SB)/4, $0x43800000
+DATA eightFactor<>+8(SB)/4, $0x43800000
+DATA eightFactor<>+12(SB)/4, $0x43800000
+DATA eightFactor<>+16(SB)/4, $0x43800000
+DATA eightFactor<>+20(SB)/4, $0x43800000
+DATA eightFactor<>+24(SB)/4, $0x43800000
+DATA eightFactor<>+28(SB)/4, $0x43800000
+DATA eightFactor<>+32(SB)/4, $0x43800000
+DATA eightFactor<>+36(SB)/4, $0x43800000
+DATA eightFactor<>+40(SB)/4, $0x43800000
+DATA eightFactor<>+44(SB)/4, $0x43800000
+DATA eightFactor<>+48(SB)/4, $0x43800000
+DATA eightFactor<>+52(SB)/4, $0x43800000
+DATA eightFactor<>+56(SB)/4, $0x43800000
+DATA eightFactor<>+60(SB)/4, $0x43800000
+GLOBL eightFactor<>(SB), RODATA|NOPTR, $64
+
+// func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·colsF8_E4M3AVX2x4(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+
+block0:
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPMOVSXBW    64(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS (DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS (DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS (DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    80(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 4(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 4(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 4(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    96(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 8(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 8(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 8(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 8(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    112(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 12(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 12(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 12(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 12(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    128(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 16(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 16(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 16(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 16(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    144(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 20(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 20(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 20(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 20(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    160(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 24(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 24(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 24(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 24(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    176(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 28(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 28(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 28(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 28(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    192(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 32(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 32(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 32(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 32(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    208(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 36(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 36(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 36(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 36(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    224(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 40(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 40(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 40(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 40(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    240(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 44(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 44(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 44(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 44(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    256(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 48(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 48(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 48(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 48(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    272(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 52(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 52(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 52(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 52(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    288(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 56(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 56(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 56(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 56(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    304(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 60(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 60(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 60(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 60(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    320(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 64(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 64(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 64(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 64(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    336(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 68(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 68(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 68(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 68(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    352(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 72(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 72(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 72(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 72(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    368(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 76(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 76(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 76(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 76(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    384(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 80(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 80(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 80(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 80(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    400(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 84(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 84(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 84(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 84(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    416(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 88(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 88(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 88(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 88(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    432(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 92(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 92(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 92(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 92(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    448(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 96(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 96(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 96(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 96(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    464(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 100(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 100(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 100(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 100(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    480(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 104(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 104(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 104(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 104(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    496(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 108(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 108(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 108(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 108(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    512(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 112(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 112(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 112(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 112(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    528(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 116(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 116(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 116(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 116(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    544(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 120(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 120(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 120(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 120(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    560(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 124(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 124(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 124(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 124(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    576(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 128(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 128(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 128(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 128(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    592(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 132(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 132(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 132(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 132(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    608(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 136(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 136(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 136(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 136(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    624(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 140(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 140(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 140(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 140(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    640(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 144(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 144(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 144(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 144(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    656(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 148(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 148(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 148(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 148(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    672(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 152(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 152(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 152(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 152(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    688(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 156(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 156(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 156(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 156(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    704(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 160(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 160(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 160(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 160(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    720(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 164(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 164(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 164(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 164(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    736(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 168(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 168(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 168(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 168(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    752(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 172(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 172(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 172(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 172(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    768(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 176(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 176(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 176(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 176(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    784(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 180(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 180(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 180(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 180(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    800(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 184(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 184(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 184(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 184(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    816(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 188(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 188(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 188(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 188(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    832(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 192(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 192(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 192(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 192(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    848(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 196(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 196(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 196(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 196(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    864(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 200(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 200(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 200(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 200(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    880(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 204(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 204(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 204(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 204(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    896(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 208(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 208(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 208(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 208(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    912(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 212(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 212(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 212(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 212(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    928(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 216(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 216(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 216(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 216(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    944(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 220(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 220(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 220(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 220(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    960(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 224(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 224(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 224(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 224(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    976(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 228(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 228(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 228(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 228(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    992(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 232(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 232(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 232(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 232(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1008(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 236(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 236(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 236(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 236(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1024(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 240(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 240(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 240(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 240(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1040(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 244(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 244(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 244(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 244(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1056(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 248(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 248(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 248(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 248(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1072(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 252(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 252(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 252(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 252(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VMOVDQU      (AX), Y8
+	VMULPS       eightFactor<>+0(SB), Y8, Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, (AX)
+	MOVQ         w+16(FP), AX
+	MOVQ         cols+40(FP), CX
+	MOVQ         x+24(FP), DX
+	MOVQ         xstride+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         dst+0(FP), DI
+	MOVQ         stride+8(FP), R8
+	VMOVDQU      32(DI), Y0
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y1
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y2
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y3
+
+block1:
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPMOVSXBW    72(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS (DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS (DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS (DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    88(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 4(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 4(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 4(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    104(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 8(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 8(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 8(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 8(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    120(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 12(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 12(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 12(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 12(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    136(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 16(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 16(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 16(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 16(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    152(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 20(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 20(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 20(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 20(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    168(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 24(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 24(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 24(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 24(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    184(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 28(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 28(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 28(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 28(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    200(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 32(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 32(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 32(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 32(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    216(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 36(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 36(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 36(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 36(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    232(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 40(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 40(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 40(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 40(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    248(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 44(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 44(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 44(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 44(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    264(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 48(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 48(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 48(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 48(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    280(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 52(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 52(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 52(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 52(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    296(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 56(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 56(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 56(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 56(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    312(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 60(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 60(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 60(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 60(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    328(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 64(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 64(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 64(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 64(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    344(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 68(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 68(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 68(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 68(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    360(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 72(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 72(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 72(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 72(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    376(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 76(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 76(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 76(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 76(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    392(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 80(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 80(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 80(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 80(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    408(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 84(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 84(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 84(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 84(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    424(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 88(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 88(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 88(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 88(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    440(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 92(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 92(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 92(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 92(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    456(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 96(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 96(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 96(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 96(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    472(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 100(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 100(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 100(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 100(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    488(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 104(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 104(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 104(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 104(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    504(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 108(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 108(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 108(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 108(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    520(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 112(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 112(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 112(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 112(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    536(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 116(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 116(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 116(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 116(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    552(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 120(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 120(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 120(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 120(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    568(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 124(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 124(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 124(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 124(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    584(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 128(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 128(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 128(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 128(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    600(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 132(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 132(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 132(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 132(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    616(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 136(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 136(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 136(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 136(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    632(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 140(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 140(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 140(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 140(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    648(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 144(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 144(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 144(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 144(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    664(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 148(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 148(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 148(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 148(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    680(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 152(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 152(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 152(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 152(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    696(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 156(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 156(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 156(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 156(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    712(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 160(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 160(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 160(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 160(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    728(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 164(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 164(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 164(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 164(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    744(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 168(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 168(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 168(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 168(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    760(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 172(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 172(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 172(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 172(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    776(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 176(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 176(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 176(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 176(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    792(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 180(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 180(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 180(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 180(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    808(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 184(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 184(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 184(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 184(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    824(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 188(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 188(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 188(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 188(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    840(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 192(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 192(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 192(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 192(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    856(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 196(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 196(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 196(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 196(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    872(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 200(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 200(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 200(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 200(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    888(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 204(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 204(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 204(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 204(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    904(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 208(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 208(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 208(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 208(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    920(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 212(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 212(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 212(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 212(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    936(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 216(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 216(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 216(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 216(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    952(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 220(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 220(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 220(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 220(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    968(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 224(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 224(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 224(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 224(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    984(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 228(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 228(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 228(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 228(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1000(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 232(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 232(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 232(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 232(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1016(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 236(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 236(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 236(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 236(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1032(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 240(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 240(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 240(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 240(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1048(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 244(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 244(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 244(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 244(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1064(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 248(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 248(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 248(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 248(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVSXBW    1080(AX), X8
+	VPSLLW       $0x07, X8, X8
+	VPAND        eightBits<>+0(SB), X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 252(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 252(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 252(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 252(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VMOVDQU      32(AX), Y8
+	VMULPS       eightFactor<>+0(SB), Y8, Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block1
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, 32(AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·colsF8_E5M2AVX2x1(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    dst+0(FP), BX
+	MOVQ    stride+8(FP), SI
+	VMOVDQU (BX), Y0
+	VMOVDQU 32(BX), Y1
+
+block0:
+	VPXOR        Y2, Y2, Y2
+	VPXOR        Y3, Y3, Y3
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPXOR        Y8, Y8, Y8
+	VPXOR        Y9, Y9, Y9
+	VPMOVZXBW    64(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS (DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    72(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS (DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4096(AX)
+	VPMOVZXBW    80(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 4(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    88(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 4(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    96(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 8(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    104(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 8(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    112(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 12(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    120(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 12(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4160(AX)
+	VPMOVZXBW    128(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 16(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    136(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 16(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    144(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 20(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    152(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 20(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    160(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 24(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    168(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 24(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    176(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 28(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    184(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 28(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4224(AX)
+	VPMOVZXBW    192(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 32(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    200(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 32(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    208(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 36(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    216(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 36(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    224(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 40(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    232(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 40(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    240(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 44(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    248(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 44(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4288(AX)
+	VPMOVZXBW    256(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 48(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    264(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 48(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    272(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 52(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    280(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 52(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    288(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 56(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    296(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 56(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    304(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 60(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    312(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 60(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   4352(AX)
+	VPMOVZXBW    320(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 64(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    328(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 64(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    336(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 68(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    344(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 68(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    352(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 72(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    360(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 72(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4416(AX)
+	VPMOVZXBW    368(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 76(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    376(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 76(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    384(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 80(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    392(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 80(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    400(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 84(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    408(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 84(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    416(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 88(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    424(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 88(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4480(AX)
+	VPMOVZXBW    432(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 92(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    440(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 92(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    448(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 96(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    456(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 96(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    464(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 100(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    472(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 100(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    480(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 104(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    488(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 104(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4544(AX)
+	VPMOVZXBW    496(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 108(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    504(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 108(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    512(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 112(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    520(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 112(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    528(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 116(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    536(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 116(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    544(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 120(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    552(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 120(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	PREFETCHT0   4608(AX)
+	VPMOVZXBW    560(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 124(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    568(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 124(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    576(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 128(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    584(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 128(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    592(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 132(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    600(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 132(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4672(AX)
+	VPMOVZXBW    608(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 136(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    616(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 136(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    624(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 140(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    632(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 140(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    640(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 144(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    648(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 144(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    656(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 148(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    664(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 148(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4736(AX)
+	VPMOVZXBW    672(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 152(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    680(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 152(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    688(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 156(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    696(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 156(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    704(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 160(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    712(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 160(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    720(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 164(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    728(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 164(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4800(AX)
+	VPMOVZXBW    736(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 168(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    744(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 168(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    752(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 172(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    760(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 172(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    768(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 176(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    776(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 176(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	VPMOVZXBW    784(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 180(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    792(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 180(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	PREFETCHT0   4864(AX)
+	VPMOVZXBW    800(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 184(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    808(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 184(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    816(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 188(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    824(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 188(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    832(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 192(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    840(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 192(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4928(AX)
+	VPMOVZXBW    848(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 196(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    856(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 196(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    864(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 200(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    872(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 200(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    880(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 204(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    888(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 204(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    896(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 208(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    904(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 208(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   4992(AX)
+	VPMOVZXBW    912(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 212(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    920(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 212(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    928(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 216(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    936(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 216(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    944(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 220(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    952(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 220(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    960(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 224(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    968(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 224(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   5056(AX)
+	VPMOVZXBW    976(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 228(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    984(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 228(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    992(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 232(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    1000(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 232(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    1008(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 236(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    1016(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 236(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VPMOVZXBW    1024(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 240(DX), Y11
+	VFMADD231PS  Y11, Y10, Y2
+	VPMOVZXBW    1032(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 240(DX), Y11
+	VFMADD231PS  Y11, Y10, Y3
+	PREFETCHT0   5120(AX)
+	VPMOVZXBW    1040(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 244(DX), Y11
+	VFMADD231PS  Y11, Y10, Y4
+	VPMOVZXBW    1048(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 244(DX), Y11
+	VFMADD231PS  Y11, Y10, Y5
+	VPMOVZXBW    1056(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 248(DX), Y11
+	VFMADD231PS  Y11, Y10, Y6
+	VPMOVZXBW    1064(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 248(DX), Y11
+	VFMADD231PS  Y11, Y10, Y7
+	VPMOVZXBW    1072(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 252(DX), Y11
+	VFMADD231PS  Y11, Y10, Y8
+	VPMOVZXBW    1080(AX), X10
+	VPSLLW       $0x08, X10, X10
+	VCVTPH2PS    X10, Y10
+	VBROADCASTSS 252(DX), Y11
+	VFMADD231PS  Y11, Y10, Y9
+	VMOVDQU      (AX), Y10
+	VADDPS       Y4, Y2, Y2
+	VADDPS       Y6, Y2, Y2
+	VADDPS       Y8, Y2, Y2
+	VFMADD231PS  Y10, Y2, Y0
+	VMOVDQU      32(AX), Y2
+	VADDPS       Y5, Y3, Y3
+	VADDPS       Y7, Y3, Y3
+	VADDPS       Y9, Y3, Y3
+	VFMADD231PS  Y2, Y3, Y1
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, F16C, FMA3
+TEXT ·colsF8_E5M2AVX2x4(SB), NOSPLIT, $0-48
+	MOVQ    w+16(FP), AX
+	MOVQ    cols+40(FP), CX
+	MOVQ    x+24(FP), DX
+	MOVQ    xstride+32(FP), BX
+	SHLQ    $0x02, BX
+	LEAQ    (BX)(BX*2), SI
+	MOVQ    dst+0(FP), DI
+	MOVQ    stride+8(FP), R8
+	VMOVDQU (DI), Y0
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y1
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y2
+	LEAQ    (DI)(R8*4), DI
+	VMOVDQU (DI), Y3
+
+block0:
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPMOVZXBW    64(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS (DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS (DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS (DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    80(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 4(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 4(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 4(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    96(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 8(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 8(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 8(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 8(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    112(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 12(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 12(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 12(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 12(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    128(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 16(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 16(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 16(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 16(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    144(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 20(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 20(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 20(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 20(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    160(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 24(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 24(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 24(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 24(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    176(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 28(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 28(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 28(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 28(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    192(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 32(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 32(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 32(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 32(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    208(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 36(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 36(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 36(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 36(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    224(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 40(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 40(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 40(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 40(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    240(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 44(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 44(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 44(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 44(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    256(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 48(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 48(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 48(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 48(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    272(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 52(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 52(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 52(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 52(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    288(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 56(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 56(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 56(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 56(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    304(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 60(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 60(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 60(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 60(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    320(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 64(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 64(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 64(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 64(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    336(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 68(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 68(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 68(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 68(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    352(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 72(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 72(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 72(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 72(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    368(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 76(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 76(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 76(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 76(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    384(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 80(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 80(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 80(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 80(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    400(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 84(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 84(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 84(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 84(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    416(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 88(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 88(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 88(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 88(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    432(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 92(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 92(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 92(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 92(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    448(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 96(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 96(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 96(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 96(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    464(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 100(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 100(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 100(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 100(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    480(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 104(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 104(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 104(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 104(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    496(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 108(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 108(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 108(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 108(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    512(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 112(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 112(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 112(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 112(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    528(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 116(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 116(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 116(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 116(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    544(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 120(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 120(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 120(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 120(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    560(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 124(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 124(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 124(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 124(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    576(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 128(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 128(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 128(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 128(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    592(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 132(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 132(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 132(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 132(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    608(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 136(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 136(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 136(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 136(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    624(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 140(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 140(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 140(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 140(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    640(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 144(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 144(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 144(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 144(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    656(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 148(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 148(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 148(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 148(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    672(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 152(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 152(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 152(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 152(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    688(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 156(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 156(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 156(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 156(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    704(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 160(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 160(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 160(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 160(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    720(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 164(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 164(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 164(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 164(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    736(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 168(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 168(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 168(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 168(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    752(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 172(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 172(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 172(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 172(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    768(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 176(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 176(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 176(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 176(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    784(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 180(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 180(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 180(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 180(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    800(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 184(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 184(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 184(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 184(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    816(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 188(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 188(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 188(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 188(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    832(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 192(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 192(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 192(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 192(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    848(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 196(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 196(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 196(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 196(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    864(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 200(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 200(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 200(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 200(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    880(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 204(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 204(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 204(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 204(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    896(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 208(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 208(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 208(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 208(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    912(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 212(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 212(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 212(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 212(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    928(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 216(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 216(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 216(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 216(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    944(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 220(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 220(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 220(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 220(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    960(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 224(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 224(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 224(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 224(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    976(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 228(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 228(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 228(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 228(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    992(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 232(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 232(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 232(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 232(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1008(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 236(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 236(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 236(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 236(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1024(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 240(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 240(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 240(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 240(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1040(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 244(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 244(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 244(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 244(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1056(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 248(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 248(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 248(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 248(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1072(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 252(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 252(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 252(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 252(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VMOVDQU      (AX), Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block0
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, (AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, (AX)
+	MOVQ         w+16(FP), AX
+	MOVQ         cols+40(FP), CX
+	MOVQ         x+24(FP), DX
+	MOVQ         xstride+32(FP), BX
+	SHLQ         $0x02, BX
+	LEAQ         (BX)(BX*2), SI
+	MOVQ         dst+0(FP), DI
+	MOVQ         stride+8(FP), R8
+	VMOVDQU      32(DI), Y0
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y1
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y2
+	LEAQ         (DI)(R8*4), DI
+	VMOVDQU      32(DI), Y3
+
+block1:
+	VPXOR        Y4, Y4, Y4
+	VPXOR        Y5, Y5, Y5
+	VPXOR        Y6, Y6, Y6
+	VPXOR        Y7, Y7, Y7
+	VPMOVZXBW    72(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS (DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS (DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS (DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS (DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    88(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 4(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 4(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 4(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 4(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    104(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 8(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 8(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 8(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 8(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    120(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 12(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 12(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 12(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 12(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    136(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 16(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 16(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 16(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 16(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    152(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 20(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 20(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 20(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 20(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    168(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 24(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 24(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 24(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 24(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    184(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 28(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 28(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 28(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 28(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    200(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 32(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 32(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 32(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 32(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    216(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 36(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 36(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 36(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 36(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    232(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 40(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 40(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 40(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 40(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    248(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 44(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 44(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 44(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 44(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    264(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 48(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 48(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 48(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 48(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    280(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 52(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 52(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 52(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 52(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    296(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 56(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 56(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 56(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 56(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    312(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 60(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 60(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 60(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 60(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    328(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 64(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 64(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 64(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 64(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    344(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 68(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 68(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 68(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 68(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    360(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 72(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 72(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 72(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 72(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    376(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 76(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 76(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 76(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 76(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    392(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 80(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 80(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 80(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 80(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    408(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 84(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 84(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 84(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 84(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    424(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 88(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 88(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 88(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 88(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    440(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 92(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 92(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 92(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 92(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    456(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 96(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 96(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 96(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 96(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    472(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 100(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 100(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 100(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 100(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    488(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 104(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 104(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 104(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 104(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    504(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 108(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 108(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 108(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 108(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    520(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 112(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 112(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 112(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 112(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    536(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 116(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 116(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 116(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 116(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    552(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 120(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 120(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 120(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 120(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    568(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 124(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 124(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 124(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 124(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    584(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 128(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 128(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 128(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 128(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    600(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 132(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 132(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 132(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 132(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    616(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 136(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 136(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 136(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 136(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    632(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 140(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 140(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 140(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 140(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    648(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 144(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 144(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 144(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 144(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    664(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 148(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 148(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 148(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 148(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    680(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 152(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 152(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 152(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 152(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    696(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 156(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 156(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 156(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 156(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    712(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 160(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 160(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 160(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 160(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    728(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 164(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 164(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 164(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 164(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    744(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 168(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 168(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 168(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 168(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    760(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 172(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 172(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 172(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 172(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    776(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 176(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 176(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 176(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 176(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    792(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 180(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 180(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 180(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 180(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    808(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 184(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 184(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 184(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 184(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    824(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 188(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 188(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 188(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 188(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    840(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 192(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 192(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 192(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 192(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    856(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 196(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 196(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 196(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 196(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    872(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 200(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 200(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 200(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 200(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    888(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 204(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 204(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 204(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 204(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    904(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 208(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 208(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 208(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 208(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    920(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 212(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 212(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 212(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 212(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    936(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 216(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 216(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 216(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 216(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    952(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 220(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 220(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 220(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 220(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    968(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 224(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 224(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 224(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 224(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    984(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 228(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 228(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 228(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 228(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1000(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 232(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 232(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 232(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 232(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1016(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 236(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 236(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 236(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 236(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1032(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 240(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 240(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 240(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 240(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1048(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 244(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 244(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 244(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 244(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1064(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 248(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 248(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 248(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 248(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VPMOVZXBW    1080(AX), X8
+	VPSLLW       $0x08, X8, X8
+	VCVTPH2PS    X8, Y8
+	VBROADCASTSS 252(DX), Y9
+	VFMADD231PS  Y9, Y8, Y4
+	VBROADCASTSS 252(DX)(BX*1), Y9
+	VFMADD231PS  Y9, Y8, Y5
+	VBROADCASTSS 252(DX)(BX*2), Y9
+	VFMADD231PS  Y9, Y8, Y6
+	VBROADCASTSS 252(DX)(SI*1), Y9
+	VFMADD231PS  Y9, Y8, Y7
+	VMOVDQU      32(AX), Y8
+	VFMADD231PS  Y8, Y4, Y0
+	VFMADD231PS  Y8, Y5, Y1
+	VFMADD231PS  Y8, Y6, Y2
+	VFMADD231PS  Y8, Y7, Y3
+	ADDQ         $0x00000440, AX
+	ADDQ         $0x00000100, DX
+	SUBQ         $0x40, CX
+	JG           block1
+	MOVQ         dst+0(FP), AX
+	MOVQ         stride+8(FP), CX
+	VMOVUPS      Y0, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y1, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y2, 32(AX)
+	LEAQ         (AX)(CX*4), AX
+	VMOVUPS      Y3, 32(AX)
+	VZEROUPPER
+	RET
+
 // func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
 TEXT ·dotQ4_0AVX512x1(SB), NOSPLIT, $0-56
@@ -34919,6 +40829,906 @@ block0:
 	ADDQ             $0x00000020, DX
 	ADDQ             $0x00000020, BX
 	ADDQ             $0x00000120, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z4, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z5, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z6, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z7, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_0AVX512x1(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	VPXORD    Z1, Z1, Z1
+
+block0:
+	VMOVDQU32        160(AX), Z2
+	VPSLLD           $0x02, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        32(AX), Z3
+	VPANDD           bytes03<>+0(SB), Z3, Z3
+	VPORD            Z2, Z3, Z3
+	VMOVDQU32        160(AX), Z2
+	VPSLLD           $0x01, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        32(AX), Z4
+	VPSRLD           $0x02, Z4, Z4
+	VPANDD           bytes03<>+0(SB), Z4, Z4
+	VPORD            Z2, Z4, Z4
+	VMOVDQU32        160(AX), Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        32(AX), Z5
+	VPSRLD           $0x04, Z5, Z5
+	VPANDD           bytes03<>+0(SB), Z5, Z5
+	VPORD            Z2, Z5, Z5
+	VMOVDQU32        160(AX), Z2
+	VPSRLD           $0x01, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        32(AX), Z6
+	VPSRLD           $0x06, Z6, Z6
+	VPANDD           bytes03<>+0(SB), Z6, Z6
+	VPORD            Z2, Z6, Z6
+	VMOVDQU32        160(AX), Z2
+	VPSRLD           $0x02, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        96(AX), Z7
+	VPANDD           bytes03<>+0(SB), Z7, Z7
+	VPORD            Z2, Z7, Z7
+	VMOVDQU32        160(AX), Z2
+	VPSRLD           $0x03, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        96(AX), Z8
+	VPSRLD           $0x02, Z8, Z8
+	VPANDD           bytes03<>+0(SB), Z8, Z8
+	VPORD            Z2, Z8, Z8
+	VMOVDQU32        160(AX), Z2
+	VPSRLD           $0x04, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        96(AX), Z9
+	VPSRLD           $0x04, Z9, Z9
+	VPANDD           bytes03<>+0(SB), Z9, Z9
+	VPORD            Z2, Z9, Z9
+	VMOVDQU32        160(AX), Z2
+	VPSRLD           $0x05, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        96(AX), Z10
+	VPSRLD           $0x06, Z10, Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z2, Z10, Z10
+	VCVTPH2PS        (AX), Z2
+	VPBROADCASTD     (BX), Z11
+	VMOVDQU32        Z1, Z12
+	VPDPBUSD.BCST    (CX), Z3, Z11
+	VPDPBUSD.BCST    4(CX), Z4, Z12
+	VPDPBUSD.BCST    8(CX), Z5, Z11
+	VPDPBUSD.BCST    12(CX), Z6, Z12
+	VPDPBUSD.BCST    16(CX), Z7, Z11
+	VPDPBUSD.BCST    20(CX), Z8, Z12
+	VPDPBUSD.BCST    24(CX), Z9, Z11
+	VPDPBUSD.BCST    28(CX), Z10, Z12
+	VPADDD           Z12, Z11, Z11
+	VCVTDQ2PS        Z11, Z11
+	VMULPS           Z2, Z11, Z11
+	VFMADD231PS.BCST (DX), Z11, Z0
+	PREFETCHT0       4096(AX)
+	PREFETCHT0       4160(AX)
+	PREFETCHT0       4224(AX)
+	PREFETCHT0       4288(AX)
+	ADDQ             $0x00000020, CX
+	ADDQ             $0x00000004, DX
+	ADDQ             $0x00000004, BX
+	ADDQ             $0x000000e0, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotQ3_0AVX512x4(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	VPXORD    Z4, Z4, Z4
+
+block0:
+	VMOVDQU32        160(AX), Z4
+	VPSLLD           $0x02, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        32(AX), Z5
+	VPANDD           bytes03<>+0(SB), Z5, Z5
+	VPORD            Z4, Z5, Z5
+	VMOVDQU32        160(AX), Z4
+	VPSLLD           $0x01, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        32(AX), Z6
+	VPSRLD           $0x02, Z6, Z6
+	VPANDD           bytes03<>+0(SB), Z6, Z6
+	VPORD            Z4, Z6, Z6
+	VMOVDQU32        160(AX), Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        32(AX), Z7
+	VPSRLD           $0x04, Z7, Z7
+	VPANDD           bytes03<>+0(SB), Z7, Z7
+	VPORD            Z4, Z7, Z7
+	VMOVDQU32        160(AX), Z4
+	VPSRLD           $0x01, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        32(AX), Z8
+	VPSRLD           $0x06, Z8, Z8
+	VPANDD           bytes03<>+0(SB), Z8, Z8
+	VPORD            Z4, Z8, Z8
+	VMOVDQU32        160(AX), Z4
+	VPSRLD           $0x02, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        96(AX), Z9
+	VPANDD           bytes03<>+0(SB), Z9, Z9
+	VPORD            Z4, Z9, Z9
+	VMOVDQU32        160(AX), Z4
+	VPSRLD           $0x03, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        96(AX), Z10
+	VPSRLD           $0x02, Z10, Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z4, Z10, Z10
+	VMOVDQU32        160(AX), Z4
+	VPSRLD           $0x04, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        96(AX), Z11
+	VPSRLD           $0x04, Z11, Z11
+	VPANDD           bytes03<>+0(SB), Z11, Z11
+	VPORD            Z4, Z11, Z11
+	VMOVDQU32        160(AX), Z4
+	VPSRLD           $0x05, Z4, Z4
+	VPANDD           bytes04<>+0(SB), Z4, Z4
+	VMOVDQU32        96(AX), Z12
+	VPSRLD           $0x06, Z12, Z12
+	VPANDD           bytes03<>+0(SB), Z12, Z12
+	VPORD            Z4, Z12, Z12
+	VCVTPH2PS        (AX), Z4
+	VPBROADCASTD     (BX), Z13
+	VPDPBUSD.BCST    (CX), Z5, Z13
+	VPDPBUSD.BCST    4(CX), Z6, Z13
+	VPDPBUSD.BCST    8(CX), Z7, Z13
+	VPDPBUSD.BCST    12(CX), Z8, Z13
+	VPDPBUSD.BCST    16(CX), Z9, Z13
+	VPDPBUSD.BCST    20(CX), Z10, Z13
+	VPDPBUSD.BCST    24(CX), Z11, Z13
+	VPDPBUSD.BCST    28(CX), Z12, Z13
+	VCVTDQ2PS        Z13, Z13
+	VMULPS           Z4, Z13, Z13
+	VFMADD231PS.BCST (DX), Z13, Z0
+	VPBROADCASTD     4(BX), Z13
+	VPDPBUSD.BCST    32(CX), Z5, Z13
+	VPDPBUSD.BCST    36(CX), Z6, Z13
+	VPDPBUSD.BCST    40(CX), Z7, Z13
+	VPDPBUSD.BCST    44(CX), Z8, Z13
+	VPDPBUSD.BCST    48(CX), Z9, Z13
+	VPDPBUSD.BCST    52(CX), Z10, Z13
+	VPDPBUSD.BCST    56(CX), Z11, Z13
+	VPDPBUSD.BCST    60(CX), Z12, Z13
+	VCVTDQ2PS        Z13, Z13
+	VMULPS           Z4, Z13, Z13
+	VFMADD231PS.BCST 4(DX), Z13, Z1
+	VPBROADCASTD     8(BX), Z13
+	VPDPBUSD.BCST    64(CX), Z5, Z13
+	VPDPBUSD.BCST    68(CX), Z6, Z13
+	VPDPBUSD.BCST    72(CX), Z7, Z13
+	VPDPBUSD.BCST    76(CX), Z8, Z13
+	VPDPBUSD.BCST    80(CX), Z9, Z13
+	VPDPBUSD.BCST    84(CX), Z10, Z13
+	VPDPBUSD.BCST    88(CX), Z11, Z13
+	VPDPBUSD.BCST    92(CX), Z12, Z13
+	VCVTDQ2PS        Z13, Z13
+	VMULPS           Z4, Z13, Z13
+	VFMADD231PS.BCST 8(DX), Z13, Z2
+	VPBROADCASTD     12(BX), Z13
+	VPDPBUSD.BCST    96(CX), Z5, Z13
+	VPDPBUSD.BCST    100(CX), Z6, Z13
+	VPDPBUSD.BCST    104(CX), Z7, Z13
+	VPDPBUSD.BCST    108(CX), Z8, Z13
+	VPDPBUSD.BCST    112(CX), Z9, Z13
+	VPDPBUSD.BCST    116(CX), Z10, Z13
+	VPDPBUSD.BCST    120(CX), Z11, Z13
+	VPDPBUSD.BCST    124(CX), Z12, Z13
+	VCVTDQ2PS        Z13, Z13
+	VMULPS           Z4, Z13, Z13
+	VFMADD231PS.BCST 12(DX), Z13, Z3
+	ADDQ             $0x00000080, CX
+	ADDQ             $0x00000010, DX
+	ADDQ             $0x00000010, BX
+	ADDQ             $0x000000e0, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotQ3_0AVX512x8(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z4
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z5
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z6
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z7
+	VPXORD    Z8, Z8, Z8
+
+block0:
+	VMOVDQU32        160(AX), Z8
+	VPSLLD           $0x02, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        32(AX), Z9
+	VPANDD           bytes03<>+0(SB), Z9, Z9
+	VPORD            Z8, Z9, Z9
+	VMOVDQU32        160(AX), Z8
+	VPSLLD           $0x01, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        32(AX), Z10
+	VPSRLD           $0x02, Z10, Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z8, Z10, Z10
+	VMOVDQU32        160(AX), Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        32(AX), Z11
+	VPSRLD           $0x04, Z11, Z11
+	VPANDD           bytes03<>+0(SB), Z11, Z11
+	VPORD            Z8, Z11, Z11
+	VMOVDQU32        160(AX), Z8
+	VPSRLD           $0x01, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        32(AX), Z12
+	VPSRLD           $0x06, Z12, Z12
+	VPANDD           bytes03<>+0(SB), Z12, Z12
+	VPORD            Z8, Z12, Z12
+	VMOVDQU32        160(AX), Z8
+	VPSRLD           $0x02, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        96(AX), Z13
+	VPANDD           bytes03<>+0(SB), Z13, Z13
+	VPORD            Z8, Z13, Z13
+	VMOVDQU32        160(AX), Z8
+	VPSRLD           $0x03, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        96(AX), Z14
+	VPSRLD           $0x02, Z14, Z14
+	VPANDD           bytes03<>+0(SB), Z14, Z14
+	VPORD            Z8, Z14, Z14
+	VMOVDQU32        160(AX), Z8
+	VPSRLD           $0x04, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        96(AX), Z15
+	VPSRLD           $0x04, Z15, Z15
+	VPANDD           bytes03<>+0(SB), Z15, Z15
+	VPORD            Z8, Z15, Z15
+	VMOVDQU32        160(AX), Z8
+	VPSRLD           $0x05, Z8, Z8
+	VPANDD           bytes04<>+0(SB), Z8, Z8
+	VMOVDQU32        96(AX), Z16
+	VPSRLD           $0x06, Z16, Z16
+	VPANDD           bytes03<>+0(SB), Z16, Z16
+	VPORD            Z8, Z16, Z16
+	VCVTPH2PS        (AX), Z8
+	VPBROADCASTD     (BX), Z17
+	VPDPBUSD.BCST    (CX), Z9, Z17
+	VPDPBUSD.BCST    4(CX), Z10, Z17
+	VPDPBUSD.BCST    8(CX), Z11, Z17
+	VPDPBUSD.BCST    12(CX), Z12, Z17
+	VPDPBUSD.BCST    16(CX), Z13, Z17
+	VPDPBUSD.BCST    20(CX), Z14, Z17
+	VPDPBUSD.BCST    24(CX), Z15, Z17
+	VPDPBUSD.BCST    28(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST (DX), Z17, Z0
+	VPBROADCASTD     4(BX), Z17
+	VPDPBUSD.BCST    32(CX), Z9, Z17
+	VPDPBUSD.BCST    36(CX), Z10, Z17
+	VPDPBUSD.BCST    40(CX), Z11, Z17
+	VPDPBUSD.BCST    44(CX), Z12, Z17
+	VPDPBUSD.BCST    48(CX), Z13, Z17
+	VPDPBUSD.BCST    52(CX), Z14, Z17
+	VPDPBUSD.BCST    56(CX), Z15, Z17
+	VPDPBUSD.BCST    60(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 4(DX), Z17, Z1
+	VPBROADCASTD     8(BX), Z17
+	VPDPBUSD.BCST    64(CX), Z9, Z17
+	VPDPBUSD.BCST    68(CX), Z10, Z17
+	VPDPBUSD.BCST    72(CX), Z11, Z17
+	VPDPBUSD.BCST    76(CX), Z12, Z17
+	VPDPBUSD.BCST    80(CX), Z13, Z17
+	VPDPBUSD.BCST    84(CX), Z14, Z17
+	VPDPBUSD.BCST    88(CX), Z15, Z17
+	VPDPBUSD.BCST    92(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 8(DX), Z17, Z2
+	VPBROADCASTD     12(BX), Z17
+	VPDPBUSD.BCST    96(CX), Z9, Z17
+	VPDPBUSD.BCST    100(CX), Z10, Z17
+	VPDPBUSD.BCST    104(CX), Z11, Z17
+	VPDPBUSD.BCST    108(CX), Z12, Z17
+	VPDPBUSD.BCST    112(CX), Z13, Z17
+	VPDPBUSD.BCST    116(CX), Z14, Z17
+	VPDPBUSD.BCST    120(CX), Z15, Z17
+	VPDPBUSD.BCST    124(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 12(DX), Z17, Z3
+	VPBROADCASTD     16(BX), Z17
+	VPDPBUSD.BCST    128(CX), Z9, Z17
+	VPDPBUSD.BCST    132(CX), Z10, Z17
+	VPDPBUSD.BCST    136(CX), Z11, Z17
+	VPDPBUSD.BCST    140(CX), Z12, Z17
+	VPDPBUSD.BCST    144(CX), Z13, Z17
+	VPDPBUSD.BCST    148(CX), Z14, Z17
+	VPDPBUSD.BCST    152(CX), Z15, Z17
+	VPDPBUSD.BCST    156(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 16(DX), Z17, Z4
+	VPBROADCASTD     20(BX), Z17
+	VPDPBUSD.BCST    160(CX), Z9, Z17
+	VPDPBUSD.BCST    164(CX), Z10, Z17
+	VPDPBUSD.BCST    168(CX), Z11, Z17
+	VPDPBUSD.BCST    172(CX), Z12, Z17
+	VPDPBUSD.BCST    176(CX), Z13, Z17
+	VPDPBUSD.BCST    180(CX), Z14, Z17
+	VPDPBUSD.BCST    184(CX), Z15, Z17
+	VPDPBUSD.BCST    188(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 20(DX), Z17, Z5
+	VPBROADCASTD     24(BX), Z17
+	VPDPBUSD.BCST    192(CX), Z9, Z17
+	VPDPBUSD.BCST    196(CX), Z10, Z17
+	VPDPBUSD.BCST    200(CX), Z11, Z17
+	VPDPBUSD.BCST    204(CX), Z12, Z17
+	VPDPBUSD.BCST    208(CX), Z13, Z17
+	VPDPBUSD.BCST    212(CX), Z14, Z17
+	VPDPBUSD.BCST    216(CX), Z15, Z17
+	VPDPBUSD.BCST    220(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 24(DX), Z17, Z6
+	VPBROADCASTD     28(BX), Z17
+	VPDPBUSD.BCST    224(CX), Z9, Z17
+	VPDPBUSD.BCST    228(CX), Z10, Z17
+	VPDPBUSD.BCST    232(CX), Z11, Z17
+	VPDPBUSD.BCST    236(CX), Z12, Z17
+	VPDPBUSD.BCST    240(CX), Z13, Z17
+	VPDPBUSD.BCST    244(CX), Z14, Z17
+	VPDPBUSD.BCST    248(CX), Z15, Z17
+	VPDPBUSD.BCST    252(CX), Z16, Z17
+	VCVTDQ2PS        Z17, Z17
+	VMULPS           Z8, Z17, Z17
+	VFMADD231PS.BCST 28(DX), Z17, Z7
+	ADDQ             $0x00000100, CX
+	ADDQ             $0x00000020, DX
+	ADDQ             $0x00000020, BX
+	ADDQ             $0x000000e0, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z4, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z5, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z6, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z7, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_1AVX512x1(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	VPXORD    Z1, Z1, Z1
+
+block0:
+	VMOVDQU32        192(AX), Z2
+	VPSLLD           $0x02, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        64(AX), Z3
+	VPANDD           bytes03<>+0(SB), Z3, Z3
+	VPORD            Z2, Z3, Z3
+	VMOVDQU32        192(AX), Z2
+	VPSLLD           $0x01, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        64(AX), Z4
+	VPSRLD           $0x02, Z4, Z4
+	VPANDD           bytes03<>+0(SB), Z4, Z4
+	VPORD            Z2, Z4, Z4
+	VMOVDQU32        192(AX), Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        64(AX), Z5
+	VPSRLD           $0x04, Z5, Z5
+	VPANDD           bytes03<>+0(SB), Z5, Z5
+	VPORD            Z2, Z5, Z5
+	VMOVDQU32        192(AX), Z2
+	VPSRLD           $0x01, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        64(AX), Z6
+	VPSRLD           $0x06, Z6, Z6
+	VPANDD           bytes03<>+0(SB), Z6, Z6
+	VPORD            Z2, Z6, Z6
+	VMOVDQU32        192(AX), Z2
+	VPSRLD           $0x02, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        128(AX), Z7
+	VPANDD           bytes03<>+0(SB), Z7, Z7
+	VPORD            Z2, Z7, Z7
+	VMOVDQU32        192(AX), Z2
+	VPSRLD           $0x03, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        128(AX), Z8
+	VPSRLD           $0x02, Z8, Z8
+	VPANDD           bytes03<>+0(SB), Z8, Z8
+	VPORD            Z2, Z8, Z8
+	VMOVDQU32        192(AX), Z2
+	VPSRLD           $0x04, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        128(AX), Z9
+	VPSRLD           $0x04, Z9, Z9
+	VPANDD           bytes03<>+0(SB), Z9, Z9
+	VPORD            Z2, Z9, Z9
+	VMOVDQU32        192(AX), Z2
+	VPSRLD           $0x05, Z2, Z2
+	VPANDD           bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32        128(AX), Z10
+	VPSRLD           $0x06, Z10, Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z2, Z10, Z10
+	VCVTPH2PS        (AX), Z2
+	VCVTPH2PS        32(AX), Z11
+	VMOVDQU32        Z1, Z12
+	VMOVDQU32        Z1, Z13
+	VPDPBUSD.BCST    (CX), Z3, Z12
+	VPDPBUSD.BCST    4(CX), Z4, Z13
+	VPDPBUSD.BCST    8(CX), Z5, Z12
+	VPDPBUSD.BCST    12(CX), Z6, Z13
+	VPDPBUSD.BCST    16(CX), Z7, Z12
+	VPDPBUSD.BCST    20(CX), Z8, Z13
+	VPDPBUSD.BCST    24(CX), Z9, Z12
+	VPDPBUSD.BCST    28(CX), Z10, Z13
+	VPADDD           Z13, Z12, Z12
+	VCVTDQ2PS        Z12, Z12
+	VMULPS           Z2, Z12, Z12
+	VFMADD231PS.BCST (DX), Z12, Z0
+	VFMADD231PS.BCST (BX), Z11, Z0
+	PREFETCHT0       4096(AX)
+	PREFETCHT0       4160(AX)
+	PREFETCHT0       4224(AX)
+	PREFETCHT0       4288(AX)
+	ADDQ             $0x00000020, CX
+	ADDQ             $0x00000004, DX
+	ADDQ             $0x00000004, BX
+	ADDQ             $0x00000100, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotQ3_1AVX512x4(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	VPXORD    Z4, Z4, Z4
+
+block0:
+	VMOVDQU32        192(AX), Z5
+	VPSLLD           $0x02, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        64(AX), Z6
+	VPANDD           bytes03<>+0(SB), Z6, Z6
+	VPORD            Z5, Z6, Z6
+	VMOVDQU32        192(AX), Z5
+	VPSLLD           $0x01, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        64(AX), Z7
+	VPSRLD           $0x02, Z7, Z7
+	VPANDD           bytes03<>+0(SB), Z7, Z7
+	VPORD            Z5, Z7, Z7
+	VMOVDQU32        192(AX), Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        64(AX), Z8
+	VPSRLD           $0x04, Z8, Z8
+	VPANDD           bytes03<>+0(SB), Z8, Z8
+	VPORD            Z5, Z8, Z8
+	VMOVDQU32        192(AX), Z5
+	VPSRLD           $0x01, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        64(AX), Z9
+	VPSRLD           $0x06, Z9, Z9
+	VPANDD           bytes03<>+0(SB), Z9, Z9
+	VPORD            Z5, Z9, Z9
+	VMOVDQU32        192(AX), Z5
+	VPSRLD           $0x02, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        128(AX), Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z5, Z10, Z10
+	VMOVDQU32        192(AX), Z5
+	VPSRLD           $0x03, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        128(AX), Z11
+	VPSRLD           $0x02, Z11, Z11
+	VPANDD           bytes03<>+0(SB), Z11, Z11
+	VPORD            Z5, Z11, Z11
+	VMOVDQU32        192(AX), Z5
+	VPSRLD           $0x04, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        128(AX), Z12
+	VPSRLD           $0x04, Z12, Z12
+	VPANDD           bytes03<>+0(SB), Z12, Z12
+	VPORD            Z5, Z12, Z12
+	VMOVDQU32        192(AX), Z5
+	VPSRLD           $0x05, Z5, Z5
+	VPANDD           bytes04<>+0(SB), Z5, Z5
+	VMOVDQU32        128(AX), Z13
+	VPSRLD           $0x06, Z13, Z13
+	VPANDD           bytes03<>+0(SB), Z13, Z13
+	VPORD            Z5, Z13, Z13
+	VCVTPH2PS        (AX), Z5
+	VCVTPH2PS        32(AX), Z14
+	VMOVDQU32        Z4, Z15
+	VPDPBUSD.BCST    (CX), Z6, Z15
+	VPDPBUSD.BCST    4(CX), Z7, Z15
+	VPDPBUSD.BCST    8(CX), Z8, Z15
+	VPDPBUSD.BCST    12(CX), Z9, Z15
+	VPDPBUSD.BCST    16(CX), Z10, Z15
+	VPDPBUSD.BCST    20(CX), Z11, Z15
+	VPDPBUSD.BCST    24(CX), Z12, Z15
+	VPDPBUSD.BCST    28(CX), Z13, Z15
+	VCVTDQ2PS        Z15, Z15
+	VMULPS           Z5, Z15, Z15
+	VFMADD231PS.BCST (DX), Z15, Z0
+	VFMADD231PS.BCST (BX), Z14, Z0
+	VMOVDQU32        Z4, Z15
+	VPDPBUSD.BCST    32(CX), Z6, Z15
+	VPDPBUSD.BCST    36(CX), Z7, Z15
+	VPDPBUSD.BCST    40(CX), Z8, Z15
+	VPDPBUSD.BCST    44(CX), Z9, Z15
+	VPDPBUSD.BCST    48(CX), Z10, Z15
+	VPDPBUSD.BCST    52(CX), Z11, Z15
+	VPDPBUSD.BCST    56(CX), Z12, Z15
+	VPDPBUSD.BCST    60(CX), Z13, Z15
+	VCVTDQ2PS        Z15, Z15
+	VMULPS           Z5, Z15, Z15
+	VFMADD231PS.BCST 4(DX), Z15, Z1
+	VFMADD231PS.BCST 4(BX), Z14, Z1
+	VMOVDQU32        Z4, Z15
+	VPDPBUSD.BCST    64(CX), Z6, Z15
+	VPDPBUSD.BCST    68(CX), Z7, Z15
+	VPDPBUSD.BCST    72(CX), Z8, Z15
+	VPDPBUSD.BCST    76(CX), Z9, Z15
+	VPDPBUSD.BCST    80(CX), Z10, Z15
+	VPDPBUSD.BCST    84(CX), Z11, Z15
+	VPDPBUSD.BCST    88(CX), Z12, Z15
+	VPDPBUSD.BCST    92(CX), Z13, Z15
+	VCVTDQ2PS        Z15, Z15
+	VMULPS           Z5, Z15, Z15
+	VFMADD231PS.BCST 8(DX), Z15, Z2
+	VFMADD231PS.BCST 8(BX), Z14, Z2
+	VMOVDQU32        Z4, Z15
+	VPDPBUSD.BCST    96(CX), Z6, Z15
+	VPDPBUSD.BCST    100(CX), Z7, Z15
+	VPDPBUSD.BCST    104(CX), Z8, Z15
+	VPDPBUSD.BCST    108(CX), Z9, Z15
+	VPDPBUSD.BCST    112(CX), Z10, Z15
+	VPDPBUSD.BCST    116(CX), Z11, Z15
+	VPDPBUSD.BCST    120(CX), Z12, Z15
+	VPDPBUSD.BCST    124(CX), Z13, Z15
+	VCVTDQ2PS        Z15, Z15
+	VMULPS           Z5, Z15, Z15
+	VFMADD231PS.BCST 12(DX), Z15, Z3
+	VFMADD231PS.BCST 12(BX), Z14, Z3
+	ADDQ             $0x00000080, CX
+	ADDQ             $0x00000010, DX
+	ADDQ             $0x00000010, BX
+	ADDQ             $0x00000100, AX
+	DECQ             SI
+	JNZ              block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotQ3_1AVX512x8(SB), NOSPLIT, $0-56
+	MOVQ      w+16(FP), AX
+	MOVQ      q+24(FP), CX
+	MOVQ      d+32(FP), DX
+	MOVQ      s+40(FP), BX
+	MOVQ      blocks+48(FP), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z4
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z5
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z6
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z7
+	VPXORD    Z8, Z8, Z8
+
+block0:
+	VMOVDQU32        192(AX), Z9
+	VPSLLD           $0x02, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        64(AX), Z10
+	VPANDD           bytes03<>+0(SB), Z10, Z10
+	VPORD            Z9, Z10, Z10
+	VMOVDQU32        192(AX), Z9
+	VPSLLD           $0x01, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        64(AX), Z11
+	VPSRLD           $0x02, Z11, Z11
+	VPANDD           bytes03<>+0(SB), Z11, Z11
+	VPORD            Z9, Z11, Z11
+	VMOVDQU32        192(AX), Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        64(AX), Z12
+	VPSRLD           $0x04, Z12, Z12
+	VPANDD           bytes03<>+0(SB), Z12, Z12
+	VPORD            Z9, Z12, Z12
+	VMOVDQU32        192(AX), Z9
+	VPSRLD           $0x01, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        64(AX), Z13
+	VPSRLD           $0x06, Z13, Z13
+	VPANDD           bytes03<>+0(SB), Z13, Z13
+	VPORD            Z9, Z13, Z13
+	VMOVDQU32        192(AX), Z9
+	VPSRLD           $0x02, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        128(AX), Z14
+	VPANDD           bytes03<>+0(SB), Z14, Z14
+	VPORD            Z9, Z14, Z14
+	VMOVDQU32        192(AX), Z9
+	VPSRLD           $0x03, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        128(AX), Z15
+	VPSRLD           $0x02, Z15, Z15
+	VPANDD           bytes03<>+0(SB), Z15, Z15
+	VPORD            Z9, Z15, Z15
+	VMOVDQU32        192(AX), Z9
+	VPSRLD           $0x04, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        128(AX), Z16
+	VPSRLD           $0x04, Z16, Z16
+	VPANDD           bytes03<>+0(SB), Z16, Z16
+	VPORD            Z9, Z16, Z16
+	VMOVDQU32        192(AX), Z9
+	VPSRLD           $0x05, Z9, Z9
+	VPANDD           bytes04<>+0(SB), Z9, Z9
+	VMOVDQU32        128(AX), Z17
+	VPSRLD           $0x06, Z17, Z17
+	VPANDD           bytes03<>+0(SB), Z17, Z17
+	VPORD            Z9, Z17, Z17
+	VCVTPH2PS        (AX), Z9
+	VCVTPH2PS        32(AX), Z18
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    (CX), Z10, Z19
+	VPDPBUSD.BCST    4(CX), Z11, Z19
+	VPDPBUSD.BCST    8(CX), Z12, Z19
+	VPDPBUSD.BCST    12(CX), Z13, Z19
+	VPDPBUSD.BCST    16(CX), Z14, Z19
+	VPDPBUSD.BCST    20(CX), Z15, Z19
+	VPDPBUSD.BCST    24(CX), Z16, Z19
+	VPDPBUSD.BCST    28(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST (DX), Z19, Z0
+	VFMADD231PS.BCST (BX), Z18, Z0
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    32(CX), Z10, Z19
+	VPDPBUSD.BCST    36(CX), Z11, Z19
+	VPDPBUSD.BCST    40(CX), Z12, Z19
+	VPDPBUSD.BCST    44(CX), Z13, Z19
+	VPDPBUSD.BCST    48(CX), Z14, Z19
+	VPDPBUSD.BCST    52(CX), Z15, Z19
+	VPDPBUSD.BCST    56(CX), Z16, Z19
+	VPDPBUSD.BCST    60(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 4(DX), Z19, Z1
+	VFMADD231PS.BCST 4(BX), Z18, Z1
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    64(CX), Z10, Z19
+	VPDPBUSD.BCST    68(CX), Z11, Z19
+	VPDPBUSD.BCST    72(CX), Z12, Z19
+	VPDPBUSD.BCST    76(CX), Z13, Z19
+	VPDPBUSD.BCST    80(CX), Z14, Z19
+	VPDPBUSD.BCST    84(CX), Z15, Z19
+	VPDPBUSD.BCST    88(CX), Z16, Z19
+	VPDPBUSD.BCST    92(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 8(DX), Z19, Z2
+	VFMADD231PS.BCST 8(BX), Z18, Z2
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    96(CX), Z10, Z19
+	VPDPBUSD.BCST    100(CX), Z11, Z19
+	VPDPBUSD.BCST    104(CX), Z12, Z19
+	VPDPBUSD.BCST    108(CX), Z13, Z19
+	VPDPBUSD.BCST    112(CX), Z14, Z19
+	VPDPBUSD.BCST    116(CX), Z15, Z19
+	VPDPBUSD.BCST    120(CX), Z16, Z19
+	VPDPBUSD.BCST    124(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 12(DX), Z19, Z3
+	VFMADD231PS.BCST 12(BX), Z18, Z3
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    128(CX), Z10, Z19
+	VPDPBUSD.BCST    132(CX), Z11, Z19
+	VPDPBUSD.BCST    136(CX), Z12, Z19
+	VPDPBUSD.BCST    140(CX), Z13, Z19
+	VPDPBUSD.BCST    144(CX), Z14, Z19
+	VPDPBUSD.BCST    148(CX), Z15, Z19
+	VPDPBUSD.BCST    152(CX), Z16, Z19
+	VPDPBUSD.BCST    156(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 16(DX), Z19, Z4
+	VFMADD231PS.BCST 16(BX), Z18, Z4
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    160(CX), Z10, Z19
+	VPDPBUSD.BCST    164(CX), Z11, Z19
+	VPDPBUSD.BCST    168(CX), Z12, Z19
+	VPDPBUSD.BCST    172(CX), Z13, Z19
+	VPDPBUSD.BCST    176(CX), Z14, Z19
+	VPDPBUSD.BCST    180(CX), Z15, Z19
+	VPDPBUSD.BCST    184(CX), Z16, Z19
+	VPDPBUSD.BCST    188(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 20(DX), Z19, Z5
+	VFMADD231PS.BCST 20(BX), Z18, Z5
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    192(CX), Z10, Z19
+	VPDPBUSD.BCST    196(CX), Z11, Z19
+	VPDPBUSD.BCST    200(CX), Z12, Z19
+	VPDPBUSD.BCST    204(CX), Z13, Z19
+	VPDPBUSD.BCST    208(CX), Z14, Z19
+	VPDPBUSD.BCST    212(CX), Z15, Z19
+	VPDPBUSD.BCST    216(CX), Z16, Z19
+	VPDPBUSD.BCST    220(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 24(DX), Z19, Z6
+	VFMADD231PS.BCST 24(BX), Z18, Z6
+	VMOVDQU32        Z8, Z19
+	VPDPBUSD.BCST    224(CX), Z10, Z19
+	VPDPBUSD.BCST    228(CX), Z11, Z19
+	VPDPBUSD.BCST    232(CX), Z12, Z19
+	VPDPBUSD.BCST    236(CX), Z13, Z19
+	VPDPBUSD.BCST    240(CX), Z14, Z19
+	VPDPBUSD.BCST    244(CX), Z15, Z19
+	VPDPBUSD.BCST    248(CX), Z16, Z19
+	VPDPBUSD.BCST    252(CX), Z17, Z19
+	VCVTDQ2PS        Z19, Z19
+	VMULPS           Z9, Z19, Z19
+	VFMADD231PS.BCST 28(DX), Z19, Z7
+	VFMADD231PS.BCST 28(BX), Z18, Z7
+	ADDQ             $0x00000100, CX
+	ADDQ             $0x00000020, DX
+	ADDQ             $0x00000020, BX
+	ADDQ             $0x00000100, AX
 	DECQ             SI
 	JNZ              block0
 	MOVQ             dst+0(FP), AX
@@ -56158,6 +62968,3343 @@ end0:
 	VZEROUPPER
 	RET
 
+// func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL, MMX+
+TEXT ·colsF8_E4M3AVX512x1(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      dst+0(FP), BX
+	MOVQ      stride+8(FP), SI
+	VMOVDQU32 (BX), Z0
+
+block0:
+	VPXORD           Z1, Z1, Z1
+	VPXORD           Z2, Z2, Z2
+	VPXORD           Z3, Z3, Z3
+	VPXORD           Z4, Z4, Z4
+	VPMOVSXBW        64(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST (DX), Z5, Z1
+	PREFETCHT0       4096(AX)
+	VPMOVSXBW        80(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 4(DX), Z5, Z2
+	VPMOVSXBW        96(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 8(DX), Z5, Z3
+	VPMOVSXBW        112(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 12(DX), Z5, Z4
+	PREFETCHT0       4160(AX)
+	VPMOVSXBW        128(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 16(DX), Z5, Z1
+	VPMOVSXBW        144(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 20(DX), Z5, Z2
+	VPMOVSXBW        160(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 24(DX), Z5, Z3
+	VPMOVSXBW        176(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 28(DX), Z5, Z4
+	PREFETCHT0       4224(AX)
+	VPMOVSXBW        192(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 32(DX), Z5, Z1
+	VPMOVSXBW        208(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 36(DX), Z5, Z2
+	VPMOVSXBW        224(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 40(DX), Z5, Z3
+	VPMOVSXBW        240(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 44(DX), Z5, Z4
+	PREFETCHT0       4288(AX)
+	VPMOVSXBW        256(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 48(DX), Z5, Z1
+	VPMOVSXBW        272(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 52(DX), Z5, Z2
+	VPMOVSXBW        288(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 56(DX), Z5, Z3
+	VPMOVSXBW        304(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 60(DX), Z5, Z4
+	PREFETCHT0       4352(AX)
+	VPMOVSXBW        320(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 64(DX), Z5, Z1
+	VPMOVSXBW        336(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 68(DX), Z5, Z2
+	VPMOVSXBW        352(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 72(DX), Z5, Z3
+	PREFETCHT0       4416(AX)
+	VPMOVSXBW        368(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 76(DX), Z5, Z4
+	VPMOVSXBW        384(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 80(DX), Z5, Z1
+	VPMOVSXBW        400(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 84(DX), Z5, Z2
+	VPMOVSXBW        416(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 88(DX), Z5, Z3
+	PREFETCHT0       4480(AX)
+	VPMOVSXBW        432(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 92(DX), Z5, Z4
+	VPMOVSXBW        448(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 96(DX), Z5, Z1
+	VPMOVSXBW        464(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 100(DX), Z5, Z2
+	VPMOVSXBW        480(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 104(DX), Z5, Z3
+	PREFETCHT0       4544(AX)
+	VPMOVSXBW        496(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 108(DX), Z5, Z4
+	VPMOVSXBW        512(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 112(DX), Z5, Z1
+	VPMOVSXBW        528(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 116(DX), Z5, Z2
+	VPMOVSXBW        544(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 120(DX), Z5, Z3
+	PREFETCHT0       4608(AX)
+	VPMOVSXBW        560(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 124(DX), Z5, Z4
+	VPMOVSXBW        576(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 128(DX), Z5, Z1
+	VPMOVSXBW        592(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 132(DX), Z5, Z2
+	PREFETCHT0       4672(AX)
+	VPMOVSXBW        608(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 136(DX), Z5, Z3
+	VPMOVSXBW        624(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 140(DX), Z5, Z4
+	VPMOVSXBW        640(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 144(DX), Z5, Z1
+	VPMOVSXBW        656(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 148(DX), Z5, Z2
+	PREFETCHT0       4736(AX)
+	VPMOVSXBW        672(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 152(DX), Z5, Z3
+	VPMOVSXBW        688(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 156(DX), Z5, Z4
+	VPMOVSXBW        704(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 160(DX), Z5, Z1
+	VPMOVSXBW        720(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 164(DX), Z5, Z2
+	PREFETCHT0       4800(AX)
+	VPMOVSXBW        736(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 168(DX), Z5, Z3
+	VPMOVSXBW        752(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 172(DX), Z5, Z4
+	VPMOVSXBW        768(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 176(DX), Z5, Z1
+	VPMOVSXBW        784(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 180(DX), Z5, Z2
+	PREFETCHT0       4864(AX)
+	VPMOVSXBW        800(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 184(DX), Z5, Z3
+	VPMOVSXBW        816(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 188(DX), Z5, Z4
+	VPMOVSXBW        832(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 192(DX), Z5, Z1
+	PREFETCHT0       4928(AX)
+	VPMOVSXBW        848(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 196(DX), Z5, Z2
+	VPMOVSXBW        864(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 200(DX), Z5, Z3
+	VPMOVSXBW        880(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 204(DX), Z5, Z4
+	VPMOVSXBW        896(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 208(DX), Z5, Z1
+	PREFETCHT0       4992(AX)
+	VPMOVSXBW        912(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 212(DX), Z5, Z2
+	VPMOVSXBW        928(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 216(DX), Z5, Z3
+	VPMOVSXBW        944(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 220(DX), Z5, Z4
+	VPMOVSXBW        960(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 224(DX), Z5, Z1
+	PREFETCHT0       5056(AX)
+	VPMOVSXBW        976(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 228(DX), Z5, Z2
+	VPMOVSXBW        992(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 232(DX), Z5, Z3
+	VPMOVSXBW        1008(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 236(DX), Z5, Z4
+	VPMOVSXBW        1024(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 240(DX), Z5, Z1
+	PREFETCHT0       5120(AX)
+	VPMOVSXBW        1040(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 244(DX), Z5, Z2
+	VPMOVSXBW        1056(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 248(DX), Z5, Z3
+	VPMOVSXBW        1072(AX), Y5
+	VPSLLW           $0x07, Y5, Y5
+	VPANDD           eightBits<>+0(SB), Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 252(DX), Z5, Z4
+	VMOVDQU32        (AX), Z5
+	VMULPS           eightFactor<>+0(SB), Z5, Z5
+	VADDPS           Z2, Z1, Z1
+	VADDPS           Z3, Z1, Z1
+	VADDPS           Z4, Z1, Z1
+	VFMADD231PS      Z5, Z1, Z0
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL
+TEXT ·colsF8_E4M3AVX512x4(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+
+block0:
+	VPXORD           Z4, Z4, Z4
+	VPXORD           Z5, Z5, Z5
+	VPXORD           Z6, Z6, Z6
+	VPXORD           Z7, Z7, Z7
+	VPMOVSXBW        64(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST (DX), Z8, Z4
+	VFMADD231PS.BCST (DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST (DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST (DX)(SI*1), Z8, Z7
+	VPMOVSXBW        80(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 4(DX), Z8, Z4
+	VFMADD231PS.BCST 4(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 4(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 4(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        96(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 8(DX), Z8, Z4
+	VFMADD231PS.BCST 8(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 8(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 8(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        112(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 12(DX), Z8, Z4
+	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        128(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 16(DX), Z8, Z4
+	VFMADD231PS.BCST 16(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 16(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 16(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        144(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 20(DX), Z8, Z4
+	VFMADD231PS.BCST 20(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 20(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 20(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        160(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 24(DX), Z8, Z4
+	VFMADD231PS.BCST 24(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 24(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 24(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        176(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 28(DX), Z8, Z4
+	VFMADD231PS.BCST 28(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 28(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 28(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        192(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 32(DX), Z8, Z4
+	VFMADD231PS.BCST 32(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 32(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 32(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        208(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 36(DX), Z8, Z4
+	VFMADD231PS.BCST 36(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 36(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 36(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        224(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 40(DX), Z8, Z4
+	VFMADD231PS.BCST 40(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 40(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 40(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        240(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 44(DX), Z8, Z4
+	VFMADD231PS.BCST 44(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 44(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 44(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        256(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 48(DX), Z8, Z4
+	VFMADD231PS.BCST 48(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 48(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 48(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        272(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 52(DX), Z8, Z4
+	VFMADD231PS.BCST 52(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 52(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 52(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        288(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 56(DX), Z8, Z4
+	VFMADD231PS.BCST 56(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 56(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 56(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        304(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 60(DX), Z8, Z4
+	VFMADD231PS.BCST 60(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 60(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 60(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        320(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 64(DX), Z8, Z4
+	VFMADD231PS.BCST 64(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 64(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 64(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        336(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 68(DX), Z8, Z4
+	VFMADD231PS.BCST 68(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 68(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 68(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        352(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 72(DX), Z8, Z4
+	VFMADD231PS.BCST 72(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 72(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 72(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        368(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 76(DX), Z8, Z4
+	VFMADD231PS.BCST 76(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 76(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 76(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        384(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 80(DX), Z8, Z4
+	VFMADD231PS.BCST 80(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 80(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 80(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        400(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 84(DX), Z8, Z4
+	VFMADD231PS.BCST 84(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 84(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 84(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        416(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 88(DX), Z8, Z4
+	VFMADD231PS.BCST 88(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 88(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 88(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        432(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 92(DX), Z8, Z4
+	VFMADD231PS.BCST 92(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 92(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 92(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        448(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 96(DX), Z8, Z4
+	VFMADD231PS.BCST 96(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 96(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 96(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        464(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 100(DX), Z8, Z4
+	VFMADD231PS.BCST 100(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 100(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 100(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        480(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 104(DX), Z8, Z4
+	VFMADD231PS.BCST 104(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 104(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 104(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        496(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 108(DX), Z8, Z4
+	VFMADD231PS.BCST 108(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 108(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 108(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        512(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 112(DX), Z8, Z4
+	VFMADD231PS.BCST 112(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 112(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 112(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        528(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 116(DX), Z8, Z4
+	VFMADD231PS.BCST 116(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 116(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 116(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        544(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 120(DX), Z8, Z4
+	VFMADD231PS.BCST 120(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 120(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 120(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        560(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 124(DX), Z8, Z4
+	VFMADD231PS.BCST 124(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 124(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 124(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        576(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 128(DX), Z8, Z4
+	VFMADD231PS.BCST 128(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 128(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 128(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        592(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 132(DX), Z8, Z4
+	VFMADD231PS.BCST 132(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 132(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 132(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        608(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 136(DX), Z8, Z4
+	VFMADD231PS.BCST 136(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 136(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 136(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        624(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 140(DX), Z8, Z4
+	VFMADD231PS.BCST 140(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 140(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 140(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        640(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 144(DX), Z8, Z4
+	VFMADD231PS.BCST 144(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 144(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 144(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        656(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 148(DX), Z8, Z4
+	VFMADD231PS.BCST 148(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 148(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 148(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        672(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 152(DX), Z8, Z4
+	VFMADD231PS.BCST 152(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 152(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 152(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        688(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 156(DX), Z8, Z4
+	VFMADD231PS.BCST 156(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 156(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 156(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        704(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 160(DX), Z8, Z4
+	VFMADD231PS.BCST 160(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 160(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 160(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        720(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 164(DX), Z8, Z4
+	VFMADD231PS.BCST 164(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 164(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 164(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        736(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 168(DX), Z8, Z4
+	VFMADD231PS.BCST 168(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 168(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 168(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        752(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 172(DX), Z8, Z4
+	VFMADD231PS.BCST 172(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 172(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 172(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        768(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 176(DX), Z8, Z4
+	VFMADD231PS.BCST 176(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 176(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 176(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        784(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 180(DX), Z8, Z4
+	VFMADD231PS.BCST 180(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 180(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 180(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        800(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 184(DX), Z8, Z4
+	VFMADD231PS.BCST 184(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 184(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 184(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        816(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 188(DX), Z8, Z4
+	VFMADD231PS.BCST 188(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 188(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 188(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        832(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 192(DX), Z8, Z4
+	VFMADD231PS.BCST 192(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 192(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 192(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        848(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 196(DX), Z8, Z4
+	VFMADD231PS.BCST 196(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 196(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 196(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        864(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 200(DX), Z8, Z4
+	VFMADD231PS.BCST 200(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 200(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 200(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        880(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 204(DX), Z8, Z4
+	VFMADD231PS.BCST 204(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 204(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 204(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        896(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 208(DX), Z8, Z4
+	VFMADD231PS.BCST 208(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 208(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 208(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        912(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 212(DX), Z8, Z4
+	VFMADD231PS.BCST 212(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 212(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 212(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        928(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 216(DX), Z8, Z4
+	VFMADD231PS.BCST 216(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 216(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 216(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        944(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 220(DX), Z8, Z4
+	VFMADD231PS.BCST 220(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 220(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 220(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        960(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 224(DX), Z8, Z4
+	VFMADD231PS.BCST 224(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 224(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 224(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        976(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 228(DX), Z8, Z4
+	VFMADD231PS.BCST 228(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 228(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 228(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        992(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 232(DX), Z8, Z4
+	VFMADD231PS.BCST 232(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 232(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 232(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        1008(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 236(DX), Z8, Z4
+	VFMADD231PS.BCST 236(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 236(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 236(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        1024(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 240(DX), Z8, Z4
+	VFMADD231PS.BCST 240(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 240(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 240(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        1040(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 244(DX), Z8, Z4
+	VFMADD231PS.BCST 244(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 244(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 244(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        1056(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 248(DX), Z8, Z4
+	VFMADD231PS.BCST 248(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 248(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 248(DX)(SI*1), Z8, Z7
+	VPMOVSXBW        1072(AX), Y8
+	VPSLLW           $0x07, Y8, Y8
+	VPANDD           eightBits<>+0(SB), Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 252(DX), Z8, Z4
+	VFMADD231PS.BCST 252(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 252(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 252(DX)(SI*1), Z8, Z7
+	VMOVDQU32        (AX), Z8
+	VMULPS           eightFactor<>+0(SB), Z8, Z8
+	VFMADD231PS      Z8, Z4, Z0
+	VFMADD231PS      Z8, Z5, Z1
+	VFMADD231PS      Z8, Z6, Z2
+	VFMADD231PS      Z8, Z7, Z3
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL
+TEXT ·colsF8_E4M3AVX512x8(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	LEAQ      (DX)(BX*4), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
+
+block0:
+	VPXORD           Z8, Z8, Z8
+	VPXORD           Z9, Z9, Z9
+	VPXORD           Z10, Z10, Z10
+	VPXORD           Z11, Z11, Z11
+	VPXORD           Z12, Z12, Z12
+	VPXORD           Z13, Z13, Z13
+	VPXORD           Z14, Z14, Z14
+	VPXORD           Z15, Z15, Z15
+	VPMOVSXBW        64(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST (DX), Z16, Z8
+	VFMADD231PS.BCST (DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST (DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST (DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST (DI), Z16, Z12
+	VFMADD231PS.BCST (DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST (DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST (DI)(SI*1), Z16, Z15
+	VPMOVSXBW        80(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 4(DX), Z16, Z8
+	VFMADD231PS.BCST 4(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 4(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 4(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 4(DI), Z16, Z12
+	VFMADD231PS.BCST 4(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 4(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 4(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        96(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 8(DX), Z16, Z8
+	VFMADD231PS.BCST 8(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 8(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 8(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 8(DI), Z16, Z12
+	VFMADD231PS.BCST 8(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 8(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 8(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        112(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 12(DX), Z16, Z8
+	VFMADD231PS.BCST 12(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 12(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 12(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 12(DI), Z16, Z12
+	VFMADD231PS.BCST 12(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 12(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 12(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        128(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 16(DX), Z16, Z8
+	VFMADD231PS.BCST 16(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 16(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 16(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 16(DI), Z16, Z12
+	VFMADD231PS.BCST 16(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 16(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 16(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        144(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 20(DX), Z16, Z8
+	VFMADD231PS.BCST 20(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 20(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 20(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 20(DI), Z16, Z12
+	VFMADD231PS.BCST 20(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 20(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 20(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        160(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 24(DX), Z16, Z8
+	VFMADD231PS.BCST 24(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 24(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 24(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 24(DI), Z16, Z12
+	VFMADD231PS.BCST 24(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 24(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 24(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        176(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 28(DX), Z16, Z8
+	VFMADD231PS.BCST 28(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 28(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 28(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 28(DI), Z16, Z12
+	VFMADD231PS.BCST 28(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 28(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 28(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        192(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 32(DX), Z16, Z8
+	VFMADD231PS.BCST 32(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 32(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 32(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 32(DI), Z16, Z12
+	VFMADD231PS.BCST 32(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 32(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 32(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        208(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 36(DX), Z16, Z8
+	VFMADD231PS.BCST 36(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 36(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 36(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 36(DI), Z16, Z12
+	VFMADD231PS.BCST 36(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 36(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 36(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        224(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 40(DX), Z16, Z8
+	VFMADD231PS.BCST 40(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 40(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 40(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 40(DI), Z16, Z12
+	VFMADD231PS.BCST 40(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 40(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 40(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        240(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 44(DX), Z16, Z8
+	VFMADD231PS.BCST 44(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 44(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 44(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 44(DI), Z16, Z12
+	VFMADD231PS.BCST 44(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 44(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 44(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        256(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 48(DX), Z16, Z8
+	VFMADD231PS.BCST 48(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 48(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 48(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 48(DI), Z16, Z12
+	VFMADD231PS.BCST 48(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 48(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 48(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        272(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 52(DX), Z16, Z8
+	VFMADD231PS.BCST 52(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 52(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 52(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 52(DI), Z16, Z12
+	VFMADD231PS.BCST 52(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 52(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 52(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        288(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 56(DX), Z16, Z8
+	VFMADD231PS.BCST 56(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 56(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 56(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 56(DI), Z16, Z12
+	VFMADD231PS.BCST 56(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 56(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 56(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        304(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 60(DX), Z16, Z8
+	VFMADD231PS.BCST 60(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 60(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 60(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 60(DI), Z16, Z12
+	VFMADD231PS.BCST 60(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 60(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 60(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        320(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 64(DX), Z16, Z8
+	VFMADD231PS.BCST 64(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 64(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 64(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 64(DI), Z16, Z12
+	VFMADD231PS.BCST 64(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 64(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 64(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        336(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 68(DX), Z16, Z8
+	VFMADD231PS.BCST 68(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 68(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 68(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 68(DI), Z16, Z12
+	VFMADD231PS.BCST 68(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 68(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 68(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        352(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 72(DX), Z16, Z8
+	VFMADD231PS.BCST 72(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 72(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 72(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 72(DI), Z16, Z12
+	VFMADD231PS.BCST 72(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 72(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 72(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        368(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 76(DX), Z16, Z8
+	VFMADD231PS.BCST 76(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 76(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 76(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 76(DI), Z16, Z12
+	VFMADD231PS.BCST 76(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 76(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 76(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        384(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 80(DX), Z16, Z8
+	VFMADD231PS.BCST 80(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 80(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 80(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 80(DI), Z16, Z12
+	VFMADD231PS.BCST 80(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 80(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 80(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        400(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 84(DX), Z16, Z8
+	VFMADD231PS.BCST 84(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 84(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 84(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 84(DI), Z16, Z12
+	VFMADD231PS.BCST 84(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 84(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 84(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        416(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 88(DX), Z16, Z8
+	VFMADD231PS.BCST 88(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 88(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 88(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 88(DI), Z16, Z12
+	VFMADD231PS.BCST 88(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 88(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 88(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        432(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 92(DX), Z16, Z8
+	VFMADD231PS.BCST 92(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 92(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 92(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 92(DI), Z16, Z12
+	VFMADD231PS.BCST 92(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 92(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 92(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        448(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 96(DX), Z16, Z8
+	VFMADD231PS.BCST 96(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 96(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 96(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 96(DI), Z16, Z12
+	VFMADD231PS.BCST 96(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 96(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 96(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        464(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 100(DX), Z16, Z8
+	VFMADD231PS.BCST 100(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 100(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 100(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 100(DI), Z16, Z12
+	VFMADD231PS.BCST 100(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 100(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 100(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        480(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 104(DX), Z16, Z8
+	VFMADD231PS.BCST 104(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 104(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 104(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 104(DI), Z16, Z12
+	VFMADD231PS.BCST 104(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 104(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 104(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        496(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 108(DX), Z16, Z8
+	VFMADD231PS.BCST 108(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 108(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 108(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 108(DI), Z16, Z12
+	VFMADD231PS.BCST 108(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 108(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 108(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        512(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 112(DX), Z16, Z8
+	VFMADD231PS.BCST 112(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 112(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 112(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 112(DI), Z16, Z12
+	VFMADD231PS.BCST 112(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 112(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 112(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        528(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 116(DX), Z16, Z8
+	VFMADD231PS.BCST 116(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 116(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 116(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 116(DI), Z16, Z12
+	VFMADD231PS.BCST 116(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 116(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 116(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        544(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 120(DX), Z16, Z8
+	VFMADD231PS.BCST 120(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 120(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 120(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 120(DI), Z16, Z12
+	VFMADD231PS.BCST 120(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 120(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 120(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        560(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 124(DX), Z16, Z8
+	VFMADD231PS.BCST 124(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 124(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 124(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 124(DI), Z16, Z12
+	VFMADD231PS.BCST 124(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 124(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 124(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        576(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 128(DX), Z16, Z8
+	VFMADD231PS.BCST 128(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 128(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 128(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 128(DI), Z16, Z12
+	VFMADD231PS.BCST 128(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 128(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 128(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        592(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 132(DX), Z16, Z8
+	VFMADD231PS.BCST 132(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 132(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 132(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 132(DI), Z16, Z12
+	VFMADD231PS.BCST 132(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 132(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 132(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        608(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 136(DX), Z16, Z8
+	VFMADD231PS.BCST 136(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 136(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 136(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 136(DI), Z16, Z12
+	VFMADD231PS.BCST 136(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 136(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 136(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        624(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 140(DX), Z16, Z8
+	VFMADD231PS.BCST 140(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 140(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 140(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 140(DI), Z16, Z12
+	VFMADD231PS.BCST 140(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 140(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 140(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        640(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 144(DX), Z16, Z8
+	VFMADD231PS.BCST 144(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 144(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 144(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 144(DI), Z16, Z12
+	VFMADD231PS.BCST 144(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 144(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 144(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        656(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 148(DX), Z16, Z8
+	VFMADD231PS.BCST 148(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 148(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 148(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 148(DI), Z16, Z12
+	VFMADD231PS.BCST 148(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 148(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 148(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        672(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 152(DX), Z16, Z8
+	VFMADD231PS.BCST 152(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 152(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 152(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 152(DI), Z16, Z12
+	VFMADD231PS.BCST 152(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 152(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 152(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        688(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 156(DX), Z16, Z8
+	VFMADD231PS.BCST 156(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 156(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 156(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 156(DI), Z16, Z12
+	VFMADD231PS.BCST 156(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 156(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 156(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        704(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 160(DX), Z16, Z8
+	VFMADD231PS.BCST 160(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 160(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 160(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 160(DI), Z16, Z12
+	VFMADD231PS.BCST 160(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 160(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 160(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        720(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 164(DX), Z16, Z8
+	VFMADD231PS.BCST 164(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 164(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 164(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 164(DI), Z16, Z12
+	VFMADD231PS.BCST 164(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 164(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 164(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        736(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 168(DX), Z16, Z8
+	VFMADD231PS.BCST 168(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 168(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 168(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 168(DI), Z16, Z12
+	VFMADD231PS.BCST 168(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 168(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 168(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        752(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 172(DX), Z16, Z8
+	VFMADD231PS.BCST 172(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 172(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 172(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 172(DI), Z16, Z12
+	VFMADD231PS.BCST 172(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 172(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 172(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        768(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 176(DX), Z16, Z8
+	VFMADD231PS.BCST 176(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 176(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 176(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 176(DI), Z16, Z12
+	VFMADD231PS.BCST 176(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 176(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 176(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        784(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 180(DX), Z16, Z8
+	VFMADD231PS.BCST 180(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 180(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 180(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 180(DI), Z16, Z12
+	VFMADD231PS.BCST 180(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 180(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 180(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        800(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 184(DX), Z16, Z8
+	VFMADD231PS.BCST 184(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 184(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 184(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 184(DI), Z16, Z12
+	VFMADD231PS.BCST 184(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 184(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 184(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        816(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 188(DX), Z16, Z8
+	VFMADD231PS.BCST 188(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 188(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 188(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 188(DI), Z16, Z12
+	VFMADD231PS.BCST 188(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 188(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 188(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        832(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 192(DX), Z16, Z8
+	VFMADD231PS.BCST 192(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 192(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 192(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 192(DI), Z16, Z12
+	VFMADD231PS.BCST 192(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 192(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 192(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        848(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 196(DX), Z16, Z8
+	VFMADD231PS.BCST 196(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 196(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 196(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 196(DI), Z16, Z12
+	VFMADD231PS.BCST 196(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 196(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 196(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        864(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 200(DX), Z16, Z8
+	VFMADD231PS.BCST 200(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 200(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 200(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 200(DI), Z16, Z12
+	VFMADD231PS.BCST 200(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 200(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 200(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        880(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 204(DX), Z16, Z8
+	VFMADD231PS.BCST 204(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 204(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 204(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 204(DI), Z16, Z12
+	VFMADD231PS.BCST 204(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 204(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 204(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        896(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 208(DX), Z16, Z8
+	VFMADD231PS.BCST 208(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 208(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 208(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 208(DI), Z16, Z12
+	VFMADD231PS.BCST 208(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 208(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 208(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        912(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 212(DX), Z16, Z8
+	VFMADD231PS.BCST 212(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 212(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 212(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 212(DI), Z16, Z12
+	VFMADD231PS.BCST 212(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 212(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 212(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        928(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 216(DX), Z16, Z8
+	VFMADD231PS.BCST 216(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 216(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 216(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 216(DI), Z16, Z12
+	VFMADD231PS.BCST 216(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 216(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 216(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        944(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 220(DX), Z16, Z8
+	VFMADD231PS.BCST 220(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 220(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 220(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 220(DI), Z16, Z12
+	VFMADD231PS.BCST 220(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 220(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 220(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        960(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 224(DX), Z16, Z8
+	VFMADD231PS.BCST 224(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 224(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 224(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 224(DI), Z16, Z12
+	VFMADD231PS.BCST 224(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 224(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 224(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        976(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 228(DX), Z16, Z8
+	VFMADD231PS.BCST 228(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 228(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 228(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 228(DI), Z16, Z12
+	VFMADD231PS.BCST 228(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 228(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 228(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        992(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 232(DX), Z16, Z8
+	VFMADD231PS.BCST 232(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 232(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 232(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 232(DI), Z16, Z12
+	VFMADD231PS.BCST 232(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 232(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 232(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        1008(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 236(DX), Z16, Z8
+	VFMADD231PS.BCST 236(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 236(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 236(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 236(DI), Z16, Z12
+	VFMADD231PS.BCST 236(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 236(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 236(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        1024(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 240(DX), Z16, Z8
+	VFMADD231PS.BCST 240(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 240(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 240(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 240(DI), Z16, Z12
+	VFMADD231PS.BCST 240(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 240(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 240(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        1040(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 244(DX), Z16, Z8
+	VFMADD231PS.BCST 244(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 244(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 244(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 244(DI), Z16, Z12
+	VFMADD231PS.BCST 244(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 244(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 244(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        1056(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 248(DX), Z16, Z8
+	VFMADD231PS.BCST 248(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 248(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 248(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 248(DI), Z16, Z12
+	VFMADD231PS.BCST 248(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 248(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 248(DI)(SI*1), Z16, Z15
+	VPMOVSXBW        1072(AX), Y16
+	VPSLLW           $0x07, Y16, Y16
+	VPANDD           eightBits<>+0(SB), Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 252(DX), Z16, Z8
+	VFMADD231PS.BCST 252(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 252(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 252(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 252(DI), Z16, Z12
+	VFMADD231PS.BCST 252(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 252(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 252(DI)(SI*1), Z16, Z15
+	VMOVDQU32        (AX), Z16
+	VMULPS           eightFactor<>+0(SB), Z16, Z16
+	VFMADD231PS      Z16, Z8, Z0
+	VFMADD231PS      Z16, Z9, Z1
+	VFMADD231PS      Z16, Z10, Z2
+	VFMADD231PS      Z16, Z11, Z3
+	VFMADD231PS      Z16, Z12, Z4
+	VFMADD231PS      Z16, Z13, Z5
+	VFMADD231PS      Z16, Z14, Z6
+	VFMADD231PS      Z16, Z15, Z7
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	ADDQ             $0x00000100, DI
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z4, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z5, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z6, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z7, (AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·colsF8_E5M2AVX512x1(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      dst+0(FP), BX
+	MOVQ      stride+8(FP), SI
+	VMOVDQU32 (BX), Z0
+
+block0:
+	VPXORD           Z1, Z1, Z1
+	VPXORD           Z2, Z2, Z2
+	VPXORD           Z3, Z3, Z3
+	VPXORD           Z4, Z4, Z4
+	VPMOVZXBW        64(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST (DX), Z5, Z1
+	PREFETCHT0       4096(AX)
+	VPMOVZXBW        80(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 4(DX), Z5, Z2
+	VPMOVZXBW        96(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 8(DX), Z5, Z3
+	VPMOVZXBW        112(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 12(DX), Z5, Z4
+	PREFETCHT0       4160(AX)
+	VPMOVZXBW        128(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 16(DX), Z5, Z1
+	VPMOVZXBW        144(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 20(DX), Z5, Z2
+	VPMOVZXBW        160(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 24(DX), Z5, Z3
+	VPMOVZXBW        176(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 28(DX), Z5, Z4
+	PREFETCHT0       4224(AX)
+	VPMOVZXBW        192(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 32(DX), Z5, Z1
+	VPMOVZXBW        208(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 36(DX), Z5, Z2
+	VPMOVZXBW        224(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 40(DX), Z5, Z3
+	VPMOVZXBW        240(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 44(DX), Z5, Z4
+	PREFETCHT0       4288(AX)
+	VPMOVZXBW        256(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 48(DX), Z5, Z1
+	VPMOVZXBW        272(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 52(DX), Z5, Z2
+	VPMOVZXBW        288(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 56(DX), Z5, Z3
+	VPMOVZXBW        304(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 60(DX), Z5, Z4
+	PREFETCHT0       4352(AX)
+	VPMOVZXBW        320(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 64(DX), Z5, Z1
+	VPMOVZXBW        336(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 68(DX), Z5, Z2
+	VPMOVZXBW        352(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 72(DX), Z5, Z3
+	PREFETCHT0       4416(AX)
+	VPMOVZXBW        368(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 76(DX), Z5, Z4
+	VPMOVZXBW        384(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 80(DX), Z5, Z1
+	VPMOVZXBW        400(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 84(DX), Z5, Z2
+	VPMOVZXBW        416(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 88(DX), Z5, Z3
+	PREFETCHT0       4480(AX)
+	VPMOVZXBW        432(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 92(DX), Z5, Z4
+	VPMOVZXBW        448(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 96(DX), Z5, Z1
+	VPMOVZXBW        464(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 100(DX), Z5, Z2
+	VPMOVZXBW        480(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 104(DX), Z5, Z3
+	PREFETCHT0       4544(AX)
+	VPMOVZXBW        496(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 108(DX), Z5, Z4
+	VPMOVZXBW        512(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 112(DX), Z5, Z1
+	VPMOVZXBW        528(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 116(DX), Z5, Z2
+	VPMOVZXBW        544(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 120(DX), Z5, Z3
+	PREFETCHT0       4608(AX)
+	VPMOVZXBW        560(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 124(DX), Z5, Z4
+	VPMOVZXBW        576(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 128(DX), Z5, Z1
+	VPMOVZXBW        592(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 132(DX), Z5, Z2
+	PREFETCHT0       4672(AX)
+	VPMOVZXBW        608(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 136(DX), Z5, Z3
+	VPMOVZXBW        624(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 140(DX), Z5, Z4
+	VPMOVZXBW        640(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 144(DX), Z5, Z1
+	VPMOVZXBW        656(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 148(DX), Z5, Z2
+	PREFETCHT0       4736(AX)
+	VPMOVZXBW        672(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 152(DX), Z5, Z3
+	VPMOVZXBW        688(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 156(DX), Z5, Z4
+	VPMOVZXBW        704(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 160(DX), Z5, Z1
+	VPMOVZXBW        720(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 164(DX), Z5, Z2
+	PREFETCHT0       4800(AX)
+	VPMOVZXBW        736(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 168(DX), Z5, Z3
+	VPMOVZXBW        752(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 172(DX), Z5, Z4
+	VPMOVZXBW        768(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 176(DX), Z5, Z1
+	VPMOVZXBW        784(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 180(DX), Z5, Z2
+	PREFETCHT0       4864(AX)
+	VPMOVZXBW        800(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 184(DX), Z5, Z3
+	VPMOVZXBW        816(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 188(DX), Z5, Z4
+	VPMOVZXBW        832(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 192(DX), Z5, Z1
+	PREFETCHT0       4928(AX)
+	VPMOVZXBW        848(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 196(DX), Z5, Z2
+	VPMOVZXBW        864(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 200(DX), Z5, Z3
+	VPMOVZXBW        880(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 204(DX), Z5, Z4
+	VPMOVZXBW        896(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 208(DX), Z5, Z1
+	PREFETCHT0       4992(AX)
+	VPMOVZXBW        912(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 212(DX), Z5, Z2
+	VPMOVZXBW        928(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 216(DX), Z5, Z3
+	VPMOVZXBW        944(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 220(DX), Z5, Z4
+	VPMOVZXBW        960(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 224(DX), Z5, Z1
+	PREFETCHT0       5056(AX)
+	VPMOVZXBW        976(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 228(DX), Z5, Z2
+	VPMOVZXBW        992(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 232(DX), Z5, Z3
+	VPMOVZXBW        1008(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 236(DX), Z5, Z4
+	VPMOVZXBW        1024(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 240(DX), Z5, Z1
+	PREFETCHT0       5120(AX)
+	VPMOVZXBW        1040(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 244(DX), Z5, Z2
+	VPMOVZXBW        1056(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 248(DX), Z5, Z3
+	VPMOVZXBW        1072(AX), Y5
+	VPSLLW           $0x08, Y5, Y5
+	VCVTPH2PS        Y5, Z5
+	VFMADD231PS.BCST 252(DX), Z5, Z4
+	VMOVDQU32        (AX), Z5
+	VADDPS           Z2, Z1, Z1
+	VADDPS           Z3, Z1, Z1
+	VADDPS           Z4, Z1, Z1
+	VFMADD231PS      Z5, Z1, Z0
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·colsF8_E5M2AVX512x4(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	MOVQ      dst+0(FP), DI
+	MOVQ      stride+8(FP), R8
+	VMOVDQU32 (DI), Z0
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z1
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z2
+	LEAQ      (DI)(R8*4), DI
+	VMOVDQU32 (DI), Z3
+
+block0:
+	VPXORD           Z4, Z4, Z4
+	VPXORD           Z5, Z5, Z5
+	VPXORD           Z6, Z6, Z6
+	VPXORD           Z7, Z7, Z7
+	VPMOVZXBW        64(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST (DX), Z8, Z4
+	VFMADD231PS.BCST (DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST (DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST (DX)(SI*1), Z8, Z7
+	VPMOVZXBW        80(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 4(DX), Z8, Z4
+	VFMADD231PS.BCST 4(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 4(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 4(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        96(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 8(DX), Z8, Z4
+	VFMADD231PS.BCST 8(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 8(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 8(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        112(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 12(DX), Z8, Z4
+	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        128(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 16(DX), Z8, Z4
+	VFMADD231PS.BCST 16(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 16(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 16(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        144(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 20(DX), Z8, Z4
+	VFMADD231PS.BCST 20(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 20(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 20(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        160(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 24(DX), Z8, Z4
+	VFMADD231PS.BCST 24(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 24(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 24(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        176(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 28(DX), Z8, Z4
+	VFMADD231PS.BCST 28(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 28(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 28(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        192(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 32(DX), Z8, Z4
+	VFMADD231PS.BCST 32(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 32(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 32(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        208(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 36(DX), Z8, Z4
+	VFMADD231PS.BCST 36(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 36(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 36(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        224(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 40(DX), Z8, Z4
+	VFMADD231PS.BCST 40(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 40(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 40(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        240(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 44(DX), Z8, Z4
+	VFMADD231PS.BCST 44(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 44(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 44(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        256(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 48(DX), Z8, Z4
+	VFMADD231PS.BCST 48(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 48(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 48(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        272(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 52(DX), Z8, Z4
+	VFMADD231PS.BCST 52(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 52(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 52(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        288(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 56(DX), Z8, Z4
+	VFMADD231PS.BCST 56(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 56(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 56(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        304(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 60(DX), Z8, Z4
+	VFMADD231PS.BCST 60(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 60(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 60(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        320(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 64(DX), Z8, Z4
+	VFMADD231PS.BCST 64(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 64(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 64(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        336(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 68(DX), Z8, Z4
+	VFMADD231PS.BCST 68(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 68(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 68(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        352(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 72(DX), Z8, Z4
+	VFMADD231PS.BCST 72(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 72(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 72(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        368(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 76(DX), Z8, Z4
+	VFMADD231PS.BCST 76(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 76(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 76(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        384(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 80(DX), Z8, Z4
+	VFMADD231PS.BCST 80(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 80(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 80(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        400(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 84(DX), Z8, Z4
+	VFMADD231PS.BCST 84(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 84(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 84(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        416(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 88(DX), Z8, Z4
+	VFMADD231PS.BCST 88(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 88(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 88(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        432(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 92(DX), Z8, Z4
+	VFMADD231PS.BCST 92(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 92(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 92(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        448(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 96(DX), Z8, Z4
+	VFMADD231PS.BCST 96(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 96(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 96(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        464(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 100(DX), Z8, Z4
+	VFMADD231PS.BCST 100(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 100(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 100(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        480(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 104(DX), Z8, Z4
+	VFMADD231PS.BCST 104(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 104(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 104(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        496(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 108(DX), Z8, Z4
+	VFMADD231PS.BCST 108(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 108(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 108(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        512(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 112(DX), Z8, Z4
+	VFMADD231PS.BCST 112(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 112(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 112(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        528(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 116(DX), Z8, Z4
+	VFMADD231PS.BCST 116(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 116(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 116(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        544(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 120(DX), Z8, Z4
+	VFMADD231PS.BCST 120(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 120(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 120(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        560(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 124(DX), Z8, Z4
+	VFMADD231PS.BCST 124(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 124(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 124(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        576(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 128(DX), Z8, Z4
+	VFMADD231PS.BCST 128(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 128(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 128(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        592(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 132(DX), Z8, Z4
+	VFMADD231PS.BCST 132(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 132(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 132(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        608(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 136(DX), Z8, Z4
+	VFMADD231PS.BCST 136(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 136(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 136(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        624(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 140(DX), Z8, Z4
+	VFMADD231PS.BCST 140(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 140(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 140(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        640(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 144(DX), Z8, Z4
+	VFMADD231PS.BCST 144(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 144(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 144(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        656(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 148(DX), Z8, Z4
+	VFMADD231PS.BCST 148(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 148(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 148(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        672(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 152(DX), Z8, Z4
+	VFMADD231PS.BCST 152(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 152(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 152(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        688(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 156(DX), Z8, Z4
+	VFMADD231PS.BCST 156(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 156(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 156(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        704(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 160(DX), Z8, Z4
+	VFMADD231PS.BCST 160(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 160(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 160(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        720(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 164(DX), Z8, Z4
+	VFMADD231PS.BCST 164(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 164(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 164(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        736(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 168(DX), Z8, Z4
+	VFMADD231PS.BCST 168(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 168(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 168(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        752(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 172(DX), Z8, Z4
+	VFMADD231PS.BCST 172(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 172(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 172(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        768(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 176(DX), Z8, Z4
+	VFMADD231PS.BCST 176(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 176(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 176(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        784(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 180(DX), Z8, Z4
+	VFMADD231PS.BCST 180(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 180(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 180(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        800(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 184(DX), Z8, Z4
+	VFMADD231PS.BCST 184(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 184(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 184(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        816(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 188(DX), Z8, Z4
+	VFMADD231PS.BCST 188(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 188(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 188(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        832(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 192(DX), Z8, Z4
+	VFMADD231PS.BCST 192(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 192(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 192(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        848(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 196(DX), Z8, Z4
+	VFMADD231PS.BCST 196(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 196(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 196(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        864(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 200(DX), Z8, Z4
+	VFMADD231PS.BCST 200(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 200(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 200(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        880(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 204(DX), Z8, Z4
+	VFMADD231PS.BCST 204(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 204(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 204(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        896(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 208(DX), Z8, Z4
+	VFMADD231PS.BCST 208(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 208(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 208(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        912(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 212(DX), Z8, Z4
+	VFMADD231PS.BCST 212(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 212(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 212(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        928(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 216(DX), Z8, Z4
+	VFMADD231PS.BCST 216(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 216(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 216(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        944(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 220(DX), Z8, Z4
+	VFMADD231PS.BCST 220(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 220(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 220(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        960(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 224(DX), Z8, Z4
+	VFMADD231PS.BCST 224(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 224(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 224(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        976(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 228(DX), Z8, Z4
+	VFMADD231PS.BCST 228(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 228(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 228(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        992(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 232(DX), Z8, Z4
+	VFMADD231PS.BCST 232(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 232(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 232(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        1008(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 236(DX), Z8, Z4
+	VFMADD231PS.BCST 236(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 236(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 236(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        1024(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 240(DX), Z8, Z4
+	VFMADD231PS.BCST 240(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 240(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 240(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        1040(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 244(DX), Z8, Z4
+	VFMADD231PS.BCST 244(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 244(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 244(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        1056(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 248(DX), Z8, Z4
+	VFMADD231PS.BCST 248(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 248(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 248(DX)(SI*1), Z8, Z7
+	VPMOVZXBW        1072(AX), Y8
+	VPSLLW           $0x08, Y8, Y8
+	VCVTPH2PS        Y8, Z8
+	VFMADD231PS.BCST 252(DX), Z8, Z4
+	VFMADD231PS.BCST 252(DX)(BX*1), Z8, Z5
+	VFMADD231PS.BCST 252(DX)(BX*2), Z8, Z6
+	VFMADD231PS.BCST 252(DX)(SI*1), Z8, Z7
+	VMOVDQU32        (AX), Z8
+	VFMADD231PS      Z8, Z4, Z0
+	VFMADD231PS      Z8, Z5, Z1
+	VFMADD231PS      Z8, Z6, Z2
+	VFMADD231PS      Z8, Z7, Z3
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·colsF8_E5M2AVX512x8(SB), NOSPLIT, $0-48
+	MOVQ      w+16(FP), AX
+	MOVQ      cols+40(FP), CX
+	MOVQ      x+24(FP), DX
+	MOVQ      xstride+32(FP), BX
+	SHLQ      $0x02, BX
+	LEAQ      (BX)(BX*2), SI
+	LEAQ      (DX)(BX*4), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
+
+block0:
+	VPXORD           Z8, Z8, Z8
+	VPXORD           Z9, Z9, Z9
+	VPXORD           Z10, Z10, Z10
+	VPXORD           Z11, Z11, Z11
+	VPXORD           Z12, Z12, Z12
+	VPXORD           Z13, Z13, Z13
+	VPXORD           Z14, Z14, Z14
+	VPXORD           Z15, Z15, Z15
+	VPMOVZXBW        64(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST (DX), Z16, Z8
+	VFMADD231PS.BCST (DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST (DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST (DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST (DI), Z16, Z12
+	VFMADD231PS.BCST (DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST (DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST (DI)(SI*1), Z16, Z15
+	VPMOVZXBW        80(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 4(DX), Z16, Z8
+	VFMADD231PS.BCST 4(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 4(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 4(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 4(DI), Z16, Z12
+	VFMADD231PS.BCST 4(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 4(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 4(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        96(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 8(DX), Z16, Z8
+	VFMADD231PS.BCST 8(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 8(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 8(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 8(DI), Z16, Z12
+	VFMADD231PS.BCST 8(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 8(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 8(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        112(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 12(DX), Z16, Z8
+	VFMADD231PS.BCST 12(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 12(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 12(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 12(DI), Z16, Z12
+	VFMADD231PS.BCST 12(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 12(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 12(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        128(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 16(DX), Z16, Z8
+	VFMADD231PS.BCST 16(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 16(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 16(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 16(DI), Z16, Z12
+	VFMADD231PS.BCST 16(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 16(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 16(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        144(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 20(DX), Z16, Z8
+	VFMADD231PS.BCST 20(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 20(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 20(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 20(DI), Z16, Z12
+	VFMADD231PS.BCST 20(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 20(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 20(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        160(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 24(DX), Z16, Z8
+	VFMADD231PS.BCST 24(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 24(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 24(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 24(DI), Z16, Z12
+	VFMADD231PS.BCST 24(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 24(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 24(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        176(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 28(DX), Z16, Z8
+	VFMADD231PS.BCST 28(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 28(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 28(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 28(DI), Z16, Z12
+	VFMADD231PS.BCST 28(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 28(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 28(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        192(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 32(DX), Z16, Z8
+	VFMADD231PS.BCST 32(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 32(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 32(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 32(DI), Z16, Z12
+	VFMADD231PS.BCST 32(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 32(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 32(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        208(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 36(DX), Z16, Z8
+	VFMADD231PS.BCST 36(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 36(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 36(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 36(DI), Z16, Z12
+	VFMADD231PS.BCST 36(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 36(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 36(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        224(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 40(DX), Z16, Z8
+	VFMADD231PS.BCST 40(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 40(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 40(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 40(DI), Z16, Z12
+	VFMADD231PS.BCST 40(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 40(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 40(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        240(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 44(DX), Z16, Z8
+	VFMADD231PS.BCST 44(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 44(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 44(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 44(DI), Z16, Z12
+	VFMADD231PS.BCST 44(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 44(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 44(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        256(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 48(DX), Z16, Z8
+	VFMADD231PS.BCST 48(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 48(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 48(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 48(DI), Z16, Z12
+	VFMADD231PS.BCST 48(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 48(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 48(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        272(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 52(DX), Z16, Z8
+	VFMADD231PS.BCST 52(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 52(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 52(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 52(DI), Z16, Z12
+	VFMADD231PS.BCST 52(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 52(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 52(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        288(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 56(DX), Z16, Z8
+	VFMADD231PS.BCST 56(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 56(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 56(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 56(DI), Z16, Z12
+	VFMADD231PS.BCST 56(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 56(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 56(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        304(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 60(DX), Z16, Z8
+	VFMADD231PS.BCST 60(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 60(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 60(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 60(DI), Z16, Z12
+	VFMADD231PS.BCST 60(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 60(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 60(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        320(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 64(DX), Z16, Z8
+	VFMADD231PS.BCST 64(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 64(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 64(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 64(DI), Z16, Z12
+	VFMADD231PS.BCST 64(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 64(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 64(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        336(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 68(DX), Z16, Z8
+	VFMADD231PS.BCST 68(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 68(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 68(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 68(DI), Z16, Z12
+	VFMADD231PS.BCST 68(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 68(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 68(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        352(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 72(DX), Z16, Z8
+	VFMADD231PS.BCST 72(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 72(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 72(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 72(DI), Z16, Z12
+	VFMADD231PS.BCST 72(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 72(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 72(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        368(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 76(DX), Z16, Z8
+	VFMADD231PS.BCST 76(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 76(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 76(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 76(DI), Z16, Z12
+	VFMADD231PS.BCST 76(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 76(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 76(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        384(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 80(DX), Z16, Z8
+	VFMADD231PS.BCST 80(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 80(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 80(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 80(DI), Z16, Z12
+	VFMADD231PS.BCST 80(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 80(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 80(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        400(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 84(DX), Z16, Z8
+	VFMADD231PS.BCST 84(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 84(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 84(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 84(DI), Z16, Z12
+	VFMADD231PS.BCST 84(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 84(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 84(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        416(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 88(DX), Z16, Z8
+	VFMADD231PS.BCST 88(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 88(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 88(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 88(DI), Z16, Z12
+	VFMADD231PS.BCST 88(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 88(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 88(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        432(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 92(DX), Z16, Z8
+	VFMADD231PS.BCST 92(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 92(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 92(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 92(DI), Z16, Z12
+	VFMADD231PS.BCST 92(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 92(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 92(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        448(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 96(DX), Z16, Z8
+	VFMADD231PS.BCST 96(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 96(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 96(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 96(DI), Z16, Z12
+	VFMADD231PS.BCST 96(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 96(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 96(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        464(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 100(DX), Z16, Z8
+	VFMADD231PS.BCST 100(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 100(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 100(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 100(DI), Z16, Z12
+	VFMADD231PS.BCST 100(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 100(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 100(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        480(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 104(DX), Z16, Z8
+	VFMADD231PS.BCST 104(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 104(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 104(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 104(DI), Z16, Z12
+	VFMADD231PS.BCST 104(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 104(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 104(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        496(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 108(DX), Z16, Z8
+	VFMADD231PS.BCST 108(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 108(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 108(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 108(DI), Z16, Z12
+	VFMADD231PS.BCST 108(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 108(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 108(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        512(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 112(DX), Z16, Z8
+	VFMADD231PS.BCST 112(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 112(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 112(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 112(DI), Z16, Z12
+	VFMADD231PS.BCST 112(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 112(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 112(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        528(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 116(DX), Z16, Z8
+	VFMADD231PS.BCST 116(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 116(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 116(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 116(DI), Z16, Z12
+	VFMADD231PS.BCST 116(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 116(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 116(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        544(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 120(DX), Z16, Z8
+	VFMADD231PS.BCST 120(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 120(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 120(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 120(DI), Z16, Z12
+	VFMADD231PS.BCST 120(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 120(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 120(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        560(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 124(DX), Z16, Z8
+	VFMADD231PS.BCST 124(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 124(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 124(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 124(DI), Z16, Z12
+	VFMADD231PS.BCST 124(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 124(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 124(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        576(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 128(DX), Z16, Z8
+	VFMADD231PS.BCST 128(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 128(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 128(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 128(DI), Z16, Z12
+	VFMADD231PS.BCST 128(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 128(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 128(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        592(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 132(DX), Z16, Z8
+	VFMADD231PS.BCST 132(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 132(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 132(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 132(DI), Z16, Z12
+	VFMADD231PS.BCST 132(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 132(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 132(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        608(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 136(DX), Z16, Z8
+	VFMADD231PS.BCST 136(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 136(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 136(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 136(DI), Z16, Z12
+	VFMADD231PS.BCST 136(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 136(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 136(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        624(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 140(DX), Z16, Z8
+	VFMADD231PS.BCST 140(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 140(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 140(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 140(DI), Z16, Z12
+	VFMADD231PS.BCST 140(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 140(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 140(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        640(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 144(DX), Z16, Z8
+	VFMADD231PS.BCST 144(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 144(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 144(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 144(DI), Z16, Z12
+	VFMADD231PS.BCST 144(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 144(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 144(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        656(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 148(DX), Z16, Z8
+	VFMADD231PS.BCST 148(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 148(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 148(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 148(DI), Z16, Z12
+	VFMADD231PS.BCST 148(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 148(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 148(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        672(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 152(DX), Z16, Z8
+	VFMADD231PS.BCST 152(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 152(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 152(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 152(DI), Z16, Z12
+	VFMADD231PS.BCST 152(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 152(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 152(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        688(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 156(DX), Z16, Z8
+	VFMADD231PS.BCST 156(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 156(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 156(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 156(DI), Z16, Z12
+	VFMADD231PS.BCST 156(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 156(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 156(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        704(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 160(DX), Z16, Z8
+	VFMADD231PS.BCST 160(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 160(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 160(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 160(DI), Z16, Z12
+	VFMADD231PS.BCST 160(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 160(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 160(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        720(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 164(DX), Z16, Z8
+	VFMADD231PS.BCST 164(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 164(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 164(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 164(DI), Z16, Z12
+	VFMADD231PS.BCST 164(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 164(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 164(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        736(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 168(DX), Z16, Z8
+	VFMADD231PS.BCST 168(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 168(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 168(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 168(DI), Z16, Z12
+	VFMADD231PS.BCST 168(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 168(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 168(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        752(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 172(DX), Z16, Z8
+	VFMADD231PS.BCST 172(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 172(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 172(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 172(DI), Z16, Z12
+	VFMADD231PS.BCST 172(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 172(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 172(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        768(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 176(DX), Z16, Z8
+	VFMADD231PS.BCST 176(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 176(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 176(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 176(DI), Z16, Z12
+	VFMADD231PS.BCST 176(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 176(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 176(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        784(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 180(DX), Z16, Z8
+	VFMADD231PS.BCST 180(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 180(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 180(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 180(DI), Z16, Z12
+	VFMADD231PS.BCST 180(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 180(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 180(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        800(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 184(DX), Z16, Z8
+	VFMADD231PS.BCST 184(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 184(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 184(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 184(DI), Z16, Z12
+	VFMADD231PS.BCST 184(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 184(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 184(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        816(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 188(DX), Z16, Z8
+	VFMADD231PS.BCST 188(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 188(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 188(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 188(DI), Z16, Z12
+	VFMADD231PS.BCST 188(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 188(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 188(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        832(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 192(DX), Z16, Z8
+	VFMADD231PS.BCST 192(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 192(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 192(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 192(DI), Z16, Z12
+	VFMADD231PS.BCST 192(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 192(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 192(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        848(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 196(DX), Z16, Z8
+	VFMADD231PS.BCST 196(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 196(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 196(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 196(DI), Z16, Z12
+	VFMADD231PS.BCST 196(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 196(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 196(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        864(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 200(DX), Z16, Z8
+	VFMADD231PS.BCST 200(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 200(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 200(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 200(DI), Z16, Z12
+	VFMADD231PS.BCST 200(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 200(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 200(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        880(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 204(DX), Z16, Z8
+	VFMADD231PS.BCST 204(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 204(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 204(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 204(DI), Z16, Z12
+	VFMADD231PS.BCST 204(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 204(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 204(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        896(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 208(DX), Z16, Z8
+	VFMADD231PS.BCST 208(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 208(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 208(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 208(DI), Z16, Z12
+	VFMADD231PS.BCST 208(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 208(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 208(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        912(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 212(DX), Z16, Z8
+	VFMADD231PS.BCST 212(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 212(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 212(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 212(DI), Z16, Z12
+	VFMADD231PS.BCST 212(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 212(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 212(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        928(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 216(DX), Z16, Z8
+	VFMADD231PS.BCST 216(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 216(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 216(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 216(DI), Z16, Z12
+	VFMADD231PS.BCST 216(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 216(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 216(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        944(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 220(DX), Z16, Z8
+	VFMADD231PS.BCST 220(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 220(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 220(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 220(DI), Z16, Z12
+	VFMADD231PS.BCST 220(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 220(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 220(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        960(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 224(DX), Z16, Z8
+	VFMADD231PS.BCST 224(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 224(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 224(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 224(DI), Z16, Z12
+	VFMADD231PS.BCST 224(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 224(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 224(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        976(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 228(DX), Z16, Z8
+	VFMADD231PS.BCST 228(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 228(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 228(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 228(DI), Z16, Z12
+	VFMADD231PS.BCST 228(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 228(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 228(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        992(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 232(DX), Z16, Z8
+	VFMADD231PS.BCST 232(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 232(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 232(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 232(DI), Z16, Z12
+	VFMADD231PS.BCST 232(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 232(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 232(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        1008(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 236(DX), Z16, Z8
+	VFMADD231PS.BCST 236(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 236(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 236(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 236(DI), Z16, Z12
+	VFMADD231PS.BCST 236(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 236(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 236(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        1024(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 240(DX), Z16, Z8
+	VFMADD231PS.BCST 240(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 240(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 240(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 240(DI), Z16, Z12
+	VFMADD231PS.BCST 240(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 240(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 240(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        1040(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 244(DX), Z16, Z8
+	VFMADD231PS.BCST 244(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 244(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 244(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 244(DI), Z16, Z12
+	VFMADD231PS.BCST 244(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 244(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 244(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        1056(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 248(DX), Z16, Z8
+	VFMADD231PS.BCST 248(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 248(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 248(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 248(DI), Z16, Z12
+	VFMADD231PS.BCST 248(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 248(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 248(DI)(SI*1), Z16, Z15
+	VPMOVZXBW        1072(AX), Y16
+	VPSLLW           $0x08, Y16, Y16
+	VCVTPH2PS        Y16, Z16
+	VFMADD231PS.BCST 252(DX), Z16, Z8
+	VFMADD231PS.BCST 252(DX)(BX*1), Z16, Z9
+	VFMADD231PS.BCST 252(DX)(BX*2), Z16, Z10
+	VFMADD231PS.BCST 252(DX)(SI*1), Z16, Z11
+	VFMADD231PS.BCST 252(DI), Z16, Z12
+	VFMADD231PS.BCST 252(DI)(BX*1), Z16, Z13
+	VFMADD231PS.BCST 252(DI)(BX*2), Z16, Z14
+	VFMADD231PS.BCST 252(DI)(SI*1), Z16, Z15
+	VMOVDQU32        (AX), Z16
+	VFMADD231PS      Z16, Z8, Z0
+	VFMADD231PS      Z16, Z9, Z1
+	VFMADD231PS      Z16, Z10, Z2
+	VFMADD231PS      Z16, Z11, Z3
+	VFMADD231PS      Z16, Z12, Z4
+	VFMADD231PS      Z16, Z13, Z5
+	VFMADD231PS      Z16, Z14, Z6
+	VFMADD231PS      Z16, Z15, Z7
+	ADDQ             $0x00000440, AX
+	ADDQ             $0x00000100, DX
+	ADDQ             $0x00000100, DI
+	SUBQ             $0x40, CX
+	JG               block0
+	MOVQ             dst+0(FP), AX
+	MOVQ             stride+8(FP), CX
+	VMOVUPS          Z0, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z1, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z2, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z3, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z4, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z5, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z6, (AX)
+	LEAQ             (AX)(CX*4), AX
+	VMOVUPS          Z7, (AX)
+	VZEROUPPER
+	RET
+
 // func roundAVX2(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
 // Requires: AVX, AVX2
 TEXT ·roundAVX2(SB), NOSPLIT, $0-48
@@ -57136,6 +67283,548 @@ DATA dwords00008000<>+52(SB)/4, $0x00008000
 DATA dwords00008000<>+56(SB)/4, $0x00008000
 DATA dwords00008000<>+60(SB)/4, $0x00008000
 GLOBL dwords00008000<>(SB), RODATA|NOPTR, $64
+
+// func expandQ3_0(dst *uint16, w *byte, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·expandQ3_0(SB), NOSPLIT, $0-24
+	MOVQ w+8(FP), AX
+	MOVQ dst+0(FP), CX
+	MOVQ blocks+16(FP), DX
+
+block:
+	VCVTPH2PS   (AX), Z0
+	VMULPS      less4<>+0(SB), Z0, Z1
+	VMOVDQU32   160(AX), Z2
+	VPSLLD      $0x02, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   32(AX), Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, (CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 64(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSLLD      $0x01, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   32(AX), Z3
+	VPSRLD      $0x02, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 128(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 192(CX)
+	VMOVDQU32   160(AX), Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   32(AX), Z3
+	VPSRLD      $0x04, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 256(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 320(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSRLD      $0x01, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   32(AX), Z3
+	VPSRLD      $0x06, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 384(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 448(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSRLD      $0x02, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   96(AX), Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 512(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 576(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSRLD      $0x03, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   96(AX), Z3
+	VPSRLD      $0x02, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 640(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 704(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSRLD      $0x04, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   96(AX), Z3
+	VPSRLD      $0x04, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 768(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 832(CX)
+	VMOVDQU32   160(AX), Z2
+	VPSRLD      $0x05, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   96(AX), Z3
+	VPSRLD      $0x06, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 896(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 960(CX)
+	ADDQ        $0x000000e0, AX
+	ADDQ        $0x00000400, CX
+	DECQ        DX
+	JNZ         block
+	VZEROUPPER
+	RET
+
+DATA less4<>+0(SB)/4, $0xc0800000
+DATA less4<>+4(SB)/4, $0xc0800000
+DATA less4<>+8(SB)/4, $0xc0800000
+DATA less4<>+12(SB)/4, $0xc0800000
+DATA less4<>+16(SB)/4, $0xc0800000
+DATA less4<>+20(SB)/4, $0xc0800000
+DATA less4<>+24(SB)/4, $0xc0800000
+DATA less4<>+28(SB)/4, $0xc0800000
+DATA less4<>+32(SB)/4, $0xc0800000
+DATA less4<>+36(SB)/4, $0xc0800000
+DATA less4<>+40(SB)/4, $0xc0800000
+DATA less4<>+44(SB)/4, $0xc0800000
+DATA less4<>+48(SB)/4, $0xc0800000
+DATA less4<>+52(SB)/4, $0xc0800000
+DATA less4<>+56(SB)/4, $0xc0800000
+DATA less4<>+60(SB)/4, $0xc0800000
+GLOBL less4<>(SB), RODATA|NOPTR, $64
+
+// func expandQ3_1(dst *uint16, w *byte, blocks int)
+// Requires: AVX, AVX512F
+TEXT ·expandQ3_1(SB), NOSPLIT, $0-24
+	MOVQ w+8(FP), AX
+	MOVQ dst+0(FP), CX
+	MOVQ blocks+16(FP), DX
+
+block:
+	VCVTPH2PS   (AX), Z0
+	VCVTPH2PS   32(AX), Z1
+	VMOVDQU32   192(AX), Z2
+	VPSLLD      $0x02, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   64(AX), Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, (CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 64(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSLLD      $0x01, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   64(AX), Z3
+	VPSRLD      $0x02, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 128(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 192(CX)
+	VMOVDQU32   192(AX), Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   64(AX), Z3
+	VPSRLD      $0x04, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 256(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 320(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSRLD      $0x01, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   64(AX), Z3
+	VPSRLD      $0x06, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 384(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 448(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSRLD      $0x02, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   128(AX), Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 512(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 576(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSRLD      $0x03, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   128(AX), Z3
+	VPSRLD      $0x02, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 640(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 704(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSRLD      $0x04, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   128(AX), Z3
+	VPSRLD      $0x04, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 768(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 832(CX)
+	VMOVDQU32   192(AX), Z2
+	VPSRLD      $0x05, Z2, Z2
+	VPANDD      bytes04<>+0(SB), Z2, Z2
+	VMOVDQU32   128(AX), Z3
+	VPSRLD      $0x06, Z3, Z3
+	VPANDD      bytes03<>+0(SB), Z3, Z3
+	VPORD       Z2, Z3, Z3
+	VPANDD      dwords000000ff<>+0(SB), Z3, Z2
+	VCVTDQ2PS   Z2, Z2
+	VFMADD213PS Z1, Z0, Z2
+	VPADDD      dwords00008000<>+0(SB), Z2, Z2
+	VPSRLD      $0x08, Z3, Z4
+	VPANDD      dwords000000ff<>+0(SB), Z4, Z4
+	VCVTDQ2PS   Z4, Z4
+	VFMADD213PS Z1, Z0, Z4
+	VPADDD      dwords00008000<>+0(SB), Z4, Z4
+	VPSRLD      $0x10, Z3, Z5
+	VPANDD      dwords000000ff<>+0(SB), Z5, Z5
+	VCVTDQ2PS   Z5, Z5
+	VFMADD213PS Z1, Z0, Z5
+	VPADDD      dwords00008000<>+0(SB), Z5, Z5
+	VPSRLD      $0x18, Z3, Z3
+	VCVTDQ2PS   Z3, Z3
+	VFMADD213PS Z1, Z0, Z3
+	VPADDD      dwords00008000<>+0(SB), Z3, Z3
+	VPSRLD      $0x10, Z2, Z2
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z2, Z4
+	VMOVDQU32   Z4, 896(CX)
+	VPSRLD      $0x10, Z5, Z5
+	VPTERNLOGD  $0xec, dwordsffff0000<>+0(SB), Z5, Z3
+	VMOVDQU32   Z3, 960(CX)
+	ADDQ        $0x00000100, AX
+	ADDQ        $0x00000400, CX
+	DECQ        DX
+	JNZ         block
+	VZEROUPPER
+	RET
 
 // func expandQ4_1(dst *uint16, w *byte, blocks int)
 // Requires: AVX, AVX512F
@@ -64445,24 +75134,6 @@ block:
 	JNZ         block
 	VZEROUPPER
 	RET
-
-DATA less4<>+0(SB)/4, $0xc0800000
-DATA less4<>+4(SB)/4, $0xc0800000
-DATA less4<>+8(SB)/4, $0xc0800000
-DATA less4<>+12(SB)/4, $0xc0800000
-DATA less4<>+16(SB)/4, $0xc0800000
-DATA less4<>+20(SB)/4, $0xc0800000
-DATA less4<>+24(SB)/4, $0xc0800000
-DATA less4<>+28(SB)/4, $0xc0800000
-DATA less4<>+32(SB)/4, $0xc0800000
-DATA less4<>+36(SB)/4, $0xc0800000
-DATA less4<>+40(SB)/4, $0xc0800000
-DATA less4<>+44(SB)/4, $0xc0800000
-DATA less4<>+48(SB)/4, $0xc0800000
-DATA less4<>+52(SB)/4, $0xc0800000
-DATA less4<>+56(SB)/4, $0xc0800000
-DATA less4<>+60(SB)/4, $0xc0800000
-GLOBL less4<>(SB), RODATA|NOPTR, $64
 
 // func expandQ4_K(dst *uint16, w *byte, blocks int)
 // Requires: AVX, AVX512F
@@ -71777,6 +82448,1575 @@ unit:
 	ADDQ      $0x00000800, CX
 	DECQ      DX
 	JNZ       unit
+	VZEROUPPER
+	RET
+
+// func splitF8_E4M3(dst *uint16, w *byte, units int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL
+TEXT ·splitF8_E4M3(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ units+16(FP), DX
+
+block:
+	VMOVDQU32 (CX), Z0
+	VMULPS    eightFactor<>+0(SB), Z0, Z0
+	VPMOVSXBW 64(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 80(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, (AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1024(AX)
+	VPMOVSXBW 96(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 112(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 64(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1088(AX)
+	VPMOVSXBW 128(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 144(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 128(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1152(AX)
+	VPMOVSXBW 160(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 176(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 192(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1216(AX)
+	VPMOVSXBW 192(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 208(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 256(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1280(AX)
+	VPMOVSXBW 224(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 240(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 320(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1344(AX)
+	VPMOVSXBW 256(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 272(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 384(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1408(AX)
+	VPMOVSXBW 288(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 304(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 448(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1472(AX)
+	VPMOVSXBW 320(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 336(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 512(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1536(AX)
+	VPMOVSXBW 352(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 368(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 576(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1600(AX)
+	VPMOVSXBW 384(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 400(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 640(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1664(AX)
+	VPMOVSXBW 416(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 432(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 704(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1728(AX)
+	VPMOVSXBW 448(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 464(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 768(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1792(AX)
+	VPMOVSXBW 480(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 496(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 832(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1856(AX)
+	VPMOVSXBW 512(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 528(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 896(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1920(AX)
+	VPMOVSXBW 544(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 560(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 960(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1984(AX)
+	VPMOVSXBW 576(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 592(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2048(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3072(AX)
+	VPMOVSXBW 608(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 624(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2112(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3136(AX)
+	VPMOVSXBW 640(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 656(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2176(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3200(AX)
+	VPMOVSXBW 672(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 688(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2240(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3264(AX)
+	VPMOVSXBW 704(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 720(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2304(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3328(AX)
+	VPMOVSXBW 736(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 752(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2368(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3392(AX)
+	VPMOVSXBW 768(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 784(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2432(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3456(AX)
+	VPMOVSXBW 800(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 816(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2496(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3520(AX)
+	VPMOVSXBW 832(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 848(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2560(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3584(AX)
+	VPMOVSXBW 864(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 880(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2624(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3648(AX)
+	VPMOVSXBW 896(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 912(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2688(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3712(AX)
+	VPMOVSXBW 928(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 944(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2752(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3776(AX)
+	VPMOVSXBW 960(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 976(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2816(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3840(AX)
+	VPMOVSXBW 992(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 1008(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2880(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3904(AX)
+	VPMOVSXBW 1024(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 1040(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2944(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3968(AX)
+	VPMOVSXBW 1056(CX), Y1
+	VPSLLW    $0x07, Y1, Y1
+	VPANDD    eightBits<>+0(SB), Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVSXBW 1072(CX), Y3
+	VPSLLW    $0x07, Y3, Y3
+	VPANDD    eightBits<>+0(SB), Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z0
+	VPANDD    dwordsffff0000<>+0(SB), Z0, Z0
+	VSUBPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z0, Z2, Z2
+	VMOVDQU32 Z2, 3008(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 4032(AX)
+	ADDQ      $0x00001000, AX
+	ADDQ      $0x00000440, CX
+	SUBQ      $0x02, DX
+	JG        block
+	VZEROUPPER
+	RET
+
+// func splitF8_E5M2(dst *uint16, w *byte, units int)
+// Requires: AVX, AVX2, AVX512F
+TEXT ·splitF8_E5M2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ units+16(FP), DX
+
+block:
+	VMOVDQU32 (CX), Z0
+	VPMOVZXBW 64(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 80(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, (AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1024(AX)
+	VPMOVZXBW 96(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 112(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 64(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1088(AX)
+	VPMOVZXBW 128(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 144(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 128(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1152(AX)
+	VPMOVZXBW 160(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 176(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 192(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1216(AX)
+	VPMOVZXBW 192(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 208(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 256(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1280(AX)
+	VPMOVZXBW 224(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 240(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 320(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1344(AX)
+	VPMOVZXBW 256(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 272(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 384(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1408(AX)
+	VPMOVZXBW 288(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 304(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 448(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1472(AX)
+	VPMOVZXBW 320(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 336(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 512(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1536(AX)
+	VPMOVZXBW 352(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 368(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 576(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1600(AX)
+	VPMOVZXBW 384(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 400(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 640(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1664(AX)
+	VPMOVZXBW 416(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 432(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 704(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1728(AX)
+	VPMOVZXBW 448(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 464(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 768(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1792(AX)
+	VPMOVZXBW 480(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 496(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 832(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1856(AX)
+	VPMOVZXBW 512(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 528(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 896(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1920(AX)
+	VPMOVZXBW 544(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 560(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 960(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 1984(AX)
+	VPMOVZXBW 576(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 592(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2048(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3072(AX)
+	VPMOVZXBW 608(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 624(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2112(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3136(AX)
+	VPMOVZXBW 640(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 656(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2176(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3200(AX)
+	VPMOVZXBW 672(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 688(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2240(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3264(AX)
+	VPMOVZXBW 704(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 720(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2304(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3328(AX)
+	VPMOVZXBW 736(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 752(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2368(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3392(AX)
+	VPMOVZXBW 768(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 784(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2432(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3456(AX)
+	VPMOVZXBW 800(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 816(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2496(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3520(AX)
+	VPMOVZXBW 832(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 848(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2560(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3584(AX)
+	VPMOVZXBW 864(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 880(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2624(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3648(AX)
+	VPMOVZXBW 896(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 912(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2688(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3712(AX)
+	VPMOVZXBW 928(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 944(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2752(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3776(AX)
+	VPMOVZXBW 960(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 976(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2816(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3840(AX)
+	VPMOVZXBW 992(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 1008(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2880(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3904(AX)
+	VPMOVZXBW 1024(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 1040(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z4
+	VPANDD    dwordsffff0000<>+0(SB), Z4, Z4
+	VSUBPS    Z4, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z4, Z2, Z2
+	VMOVDQU32 Z2, 2944(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 3968(AX)
+	VPMOVZXBW 1056(CX), Y1
+	VPSLLW    $0x08, Y1, Y1
+	VCVTPH2PS Y1, Z1
+	VMULPS    Z0, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z2
+	VPANDD    dwordsffff0000<>+0(SB), Z2, Z2
+	VSUBPS    Z2, Z1, Z1
+	VPADDD    dwords00008000<>+0(SB), Z1, Z1
+	VPMOVZXBW 1072(CX), Y3
+	VPSLLW    $0x08, Y3, Y3
+	VCVTPH2PS Y3, Z3
+	VMULPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z0
+	VPANDD    dwordsffff0000<>+0(SB), Z0, Z0
+	VSUBPS    Z0, Z3, Z3
+	VPADDD    dwords00008000<>+0(SB), Z3, Z3
+	VPANDD    dwordsffff0000<>+0(SB), Z3, Z3
+	VPSRLD    $0x10, Z2, Z2
+	VPORD     Z0, Z2, Z2
+	VMOVDQU32 Z2, 3008(AX)
+	VPSRLD    $0x10, Z1, Z1
+	VPORD     Z3, Z1, Z1
+	VMOVDQU32 Z1, 4032(AX)
+	ADDQ      $0x00001000, AX
+	ADDQ      $0x00000440, CX
+	SUBQ      $0x02, DX
+	JG        block
 	VZEROUPPER
 	RET
 

@@ -5,6 +5,8 @@ package tensor
 var dotKernels = map[ISA]map[Type][len(tileSizes)]dotKernel{
 	AVX2: {
 		Q4_0:   {0: dotQ4_0AVX2x1, 1: dotQ4_0AVX2x4},
+		Q3_0:   {0: dotQ3_0AVX2x1, 1: dotQ3_0AVX2x4},
+		Q3_1:   {0: dotQ3_1AVX2x1, 1: dotQ3_1AVX2x4},
 		Q4_1:   {0: dotQ4_1AVX2x1, 1: dotQ4_1AVX2x4},
 		Q5_0:   {0: dotQ5_0AVX2x1, 1: dotQ5_0AVX2x4},
 		Q5_1:   {0: dotQ5_1AVX2x1, 1: dotQ5_1AVX2x4},
@@ -19,6 +21,8 @@ var dotKernels = map[ISA]map[Type][len(tileSizes)]dotKernel{
 	},
 	AVX512: {
 		Q4_0:   {0: dotQ4_0AVX512x1, 1: dotQ4_0AVX512x4, 2: dotQ4_0AVX512x8},
+		Q3_0:   {0: dotQ3_0AVX512x1, 1: dotQ3_0AVX512x4, 2: dotQ3_0AVX512x8},
+		Q3_1:   {0: dotQ3_1AVX512x1, 1: dotQ3_1AVX512x4, 2: dotQ3_1AVX512x8},
 		Q4_1:   {0: dotQ4_1AVX512x1, 1: dotQ4_1AVX512x4, 2: dotQ4_1AVX512x8},
 		Q5_0:   {0: dotQ5_0AVX512x1, 1: dotQ5_0AVX512x4, 2: dotQ5_0AVX512x8},
 		Q5_1:   {0: dotQ5_1AVX512x1, 1: dotQ5_1AVX512x4, 2: dotQ5_1AVX512x8},
@@ -35,23 +39,29 @@ var dotKernels = map[ISA]map[Type][len(tileSizes)]dotKernel{
 
 var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{
 	AVX2: {
-		F32:  {0: colsF32AVX2x1, 1: colsF32AVX2x4},
-		F16:  {0: colsF16AVX2x1, 1: colsF16AVX2x4},
-		BF16: {0: colsBF16AVX2x1, 1: colsBF16AVX2x4},
-		Int8: {0: colsInt8AVX2x1, 1: colsInt8AVX2x4},
-		Int4: {0: colsInt4AVX2x1, 1: colsInt4AVX2x4},
+		F32:     {0: colsF32AVX2x1, 1: colsF32AVX2x4},
+		F16:     {0: colsF16AVX2x1, 1: colsF16AVX2x4},
+		BF16:    {0: colsBF16AVX2x1, 1: colsBF16AVX2x4},
+		Int8:    {0: colsInt8AVX2x1, 1: colsInt8AVX2x4},
+		Int4:    {0: colsInt4AVX2x1, 1: colsInt4AVX2x4},
+		F8_E4M3: {0: colsF8_E4M3AVX2x1, 1: colsF8_E4M3AVX2x4},
+		F8_E5M2: {0: colsF8_E5M2AVX2x1, 1: colsF8_E5M2AVX2x4},
 	},
 	AVX512: {
-		F32:  {0: colsF32AVX512x1, 1: colsF32AVX512x4, 2: colsF32AVX512x8},
-		F16:  {0: colsF16AVX512x1, 1: colsF16AVX512x4, 2: colsF16AVX512x8},
-		BF16: {0: colsBF16AVX512x1, 1: colsBF16AVX512x4, 2: colsBF16AVX512x8},
-		Int8: {0: colsInt8AVX512x1, 1: colsInt8AVX512x4, 2: colsInt8AVX512x8},
-		Int4: {0: colsInt4AVX512x1, 1: colsInt4AVX512x4, 2: colsInt4AVX512x8},
+		F32:     {0: colsF32AVX512x1, 1: colsF32AVX512x4, 2: colsF32AVX512x8},
+		F16:     {0: colsF16AVX512x1, 1: colsF16AVX512x4, 2: colsF16AVX512x8},
+		BF16:    {0: colsBF16AVX512x1, 1: colsBF16AVX512x4, 2: colsBF16AVX512x8},
+		Int8:    {0: colsInt8AVX512x1, 1: colsInt8AVX512x4, 2: colsInt8AVX512x8},
+		Int4:    {0: colsInt4AVX512x1, 1: colsInt4AVX512x4, 2: colsInt4AVX512x8},
+		F8_E4M3: {0: colsF8_E4M3AVX512x1, 1: colsF8_E4M3AVX512x4, 2: colsF8_E4M3AVX512x8},
+		F8_E5M2: {0: colsF8_E5M2AVX512x1, 1: colsF8_E5M2AVX512x4, 2: colsF8_E5M2AVX512x8},
 	},
 }
 
 var expanders = map[Type]expander{
 	Q4_0:   expandQ4_0,
+	Q3_0:   expandQ3_0,
+	Q3_1:   expandQ3_1,
 	Q4_1:   expandQ4_1,
 	Q5_0:   expandQ5_0,
 	Q5_1:   expandQ5_1,

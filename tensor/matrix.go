@@ -150,8 +150,8 @@ func (f *format) spread(group []byte, lane int, src []byte) {
 	for i, n := range f.pieces {
 		dst := group[at*Lanes+lane*n:]
 		switch {
-		case n == 2:
-			copy(dst[:2], src[at:at+2])
+		case n < 4:
+			copy(dst[:n], src[at:at+n])
 		case i >= f.signed:
 			binary.LittleEndian.PutUint32(dst, binary.LittleEndian.Uint32(src[at:])^0x80808080)
 		default:
@@ -167,8 +167,8 @@ func (f *format) gather(block, group []byte, lane int) {
 	for i, n := range f.pieces {
 		src := group[at*Lanes+lane*n:]
 		switch {
-		case n == 2:
-			copy(block[at:at+2], src)
+		case n < 4:
+			copy(block[at:at+n], src)
 		case i >= f.signed:
 			binary.LittleEndian.PutUint32(block[at:], binary.LittleEndian.Uint32(src)^0x80808080)
 		default:

@@ -27,9 +27,15 @@ func randomBlock(r *rand.Rand, t Type, b []byte) {
 		encoders[F32](b, []float32{float32(r.NormFloat64())})
 	case F16, BF16:
 		encoders[t](b, []float32{float32(r.NormFloat64())})
-	case Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS:
+	case F8_E4M3, F8_E5M2:
+		x := make([]float32, 64)
+		for i := range x {
+			x[i] = float32(r.NormFloat64())
+		}
+		encoders[t](b, x)
+	case Q3_0, Q4_0, Q5_0, Q8_0, IQ4_NL, IQ4_XS:
 		half(0)
-	case Q4_1, Q5_1, Q4_K, Q5_K:
+	case Q3_1, Q4_1, Q5_1, Q4_K, Q5_K:
 		half(0)
 		half(2)
 	case Q2_K:
@@ -46,7 +52,7 @@ func randomBlock(r *rand.Rand, t Type, b []byte) {
 }
 
 func types() []Type {
-	return []Type{F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS}
+	return []Type{F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS, Q3_0, Q3_1, F8_E4M3, F8_E5M2}
 }
 
 func numbers(r *rand.Rand, n int) []float32 {

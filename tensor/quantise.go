@@ -26,9 +26,25 @@ func Quantise(dst []byte, t Type, src []float32) error {
 
 // encoders write one block.
 var encoders = map[Type]func(b []byte, x []float32){
-	F32:  func(b []byte, x []float32) { binary.LittleEndian.PutUint32(b, math.Float32bits(x[0])) },
-	F16:  func(b []byte, x []float32) { putHalf(b, x[0]) },
-	BF16: func(b []byte, x []float32) { binary.LittleEndian.PutUint16(b, ToBF16(x[0])) },
+	F32:     func(b []byte, x []float32) { binary.LittleEndian.PutUint32(b, math.Float32bits(x[0])) },
+	F16:     func(b []byte, x []float32) { putHalf(b, x[0]) },
+	BF16:    func(b []byte, x []float32) { binary.LittleEndian.PutUint16(b, ToBF16(x[0])) },
+	F8_E4M3: encodeEight(448, ToE4M3),
+	F8_E5M2: encodeEight(57344, ToE5M2),
+	Q3_0: func(b []byte, x []float32) {
+		d := extreme(x) / -4
+		putHalf(b, d)
+		inv := inverse(d)
+		PutThrees(b[2:], func(i int) byte { return level(x[i]*inv+4, 7) })
+	},
+	Q3_1: func(b []byte, x []float32) {
+		low, high := bounds(x)
+		d := (high - low) / 7
+		putHalf(b, d)
+		putHalf(b[2:], low)
+		inv := inverse(d)
+		PutThrees(b[4:], func(i int) byte { return level((x[i]-low)*inv, 7) })
+	},
 	Q4_0: func(b []byte, x []float32) {
 		d := extreme(x) / -8
 		putHalf(b, d)
@@ -72,6 +88,16 @@ var encoders = map[Type]func(b []byte, x []float32){
 	},
 	Q4_K: encodeQ4K,
 	Q6_K: encodeQ6K,
+}
+
+// PutThrees writes 32 numbers of 3 bits into 12 bytes, as the blocks of Q3_0 and Q3_1 have them after their scales.
+func PutThrees(b []byte, q func(i int) byte) {
+	clear(b[:12])
+	for i := range 32 {
+		v := q(i)
+		b[i/16*4+i%4] |= v & 3 << (i % 16 / 4 * 2)
+		b[8+i%4] |= v >> 2 & 1 << (i / 4)
+	}
 }
 
 // five writes 32 numbers of 5 bits: the high bits in 4 bytes, then the low nibbles.

@@ -134,6 +134,10 @@ func (s *tileScratch) expand(w *Matrix, g, place, u, n int) *uint16 {
 		splitF16(to, from, n)
 	case F32:
 		splitF32(to, from, n)
+	case F8_E4M3:
+		splitF8_E4M3(to, from, n)
+	case F8_E5M2:
+		splitF8_E5M2(to, from, n)
 	default:
 		expanders[w.Type](to, from, n*columns/f.len)
 	}

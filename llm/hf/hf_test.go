@@ -310,30 +310,95 @@ func TestEightBitWeightsKeepTheirValues(t *testing.T) {
 			raw[i]-- // not a number
 		}
 	}
+	finite := make([]byte, len(raw))
+	for i := range finite {
+		if finite[i] = raw[i]; finite[i]&0x7C == 0x7C {
+			finite[i] ^= 0x40
+		}
+	}
 	rows := make([]float32, outs)
 	for i := range rows {
 		rows[i] = float32(math.Exp2(float64(i%4) - 5))
+	}
+	odd := make([]float32, outs) // scales that 16 bits do not hold
+	for i := range odd {
+		odd[i] = 0.1 / float32(i+1)
 	}
 	for name, c := range map[string]struct {
 		parts []stored
 		want  func(i int) float32
 	}{
+		"E4M3, odd scales": {[]stored{{prefix + ".weight", "F8_E4M3", []int64{outs, ins}, raw}, f32(t, prefix+".weight_scale", odd, outs, 1)},
+			func(i int) float32 { return tensor.FromE4M3(raw[i]) * odd[i/ins] }},
+		"E5M2, odd scales": {[]stored{{prefix + ".weight", "F8_E5M2", []int64{outs, ins}, finite}, f32(t, prefix+".weight_scale", odd, outs, 1)},
+			func(i int) float32 { return tensor.FromE5M2(finite[i]) * odd[i/ins] }},
 		"bytes": {[]stored{{prefix + ".weight", "I8", []int64{outs, ins}, raw}, f32(t, prefix+".weight_scale", rows, outs, 1)},
 			func(i int) float32 { return float32(int8(raw[i])) * rows[i/ins] }},
 		"E4M3 by row": {[]stored{{prefix + ".weight", "F8_E4M3", []int64{outs, ins}, raw}, f32(t, prefix+".weight_scale", rows, outs, 1)},
-			func(i int) float32 { return safetensors.FromE4M3(raw[i]) * rows[i/ins] }},
+			func(i int) float32 { return tensor.FromE4M3(raw[i]) * rows[i/ins] }},
 		"E4M3, one scale": {[]stored{{prefix + ".weight", "F8_E4M3", []int64{outs, ins}, raw}, f32(t, prefix+".weight_scale", []float32{0.5})},
-			func(i int) float32 { return safetensors.FromE4M3(raw[i]) * 0.5 }},
+			func(i int) float32 { return tensor.FromE4M3(raw[i]) * 0.5 }},
 		"E4M3 by block": {[]stored{{prefix + ".weight", "F8_E4M3", []int64{outs, ins}, raw}, f32(t, prefix+".weight_scale_inv", rows[:4], 2, 2)},
-			func(i int) float32 { return safetensors.FromE4M3(raw[i]) * rows[i/ins/8*2+i%ins/32] }},
+			func(i int) float32 { return tensor.FromE4M3(raw[i]) * rows[i/ins/8*2+i%ins/32] }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conf := config("LlamaForCausalLM")
 			conf["quantization_config"] = map[string]any{"quant_method": "fp8"}
 			r := import1(t, folder(t, conf, c.parts...))
+			if x := r.Tensor("blk.0.ffn_up.weight"); strings.Contains(name, "odd") && x.Type.String() != "F8_"+name[:4] {
+				t.Errorf("kept as %v", x.Type)
+			}
 			for i, got := range values(t, r, "blk.0.ffn_up.weight") {
 				if got != c.want(i) {
 					t.Fatalf("number %d is %v, want %v", i, got, c.want(i))
+				}
+			}
+		})
+	}
+}
+
+// conformance: L4
+func TestThreeBitsAreKeptAsThree(t *testing.T) {
+	const prefix, bits = "model.layers.0.mlp.up_proj", 3
+	// put writes number i of those that are packed one after the other into words stride apart.
+	put := func(words []uint32, stride, i, v int) {
+		for b := range bits {
+			at := i*bits + b
+			words[at/32*stride] |= uint32(v>>b&1) << (at % 32)
+		}
+	}
+	for name, c := range map[string]struct {
+		zero func(r, g int) int
+		typ  tensor.Type
+	}{
+		"symmetric": {func(int, int) int { return 4 }, tensor.Q3_0},
+		"zeros":     {func(r, g int) int { return 1 + (r+3*g)%7 }, tensor.Q3_1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			weights := make([]uint32, ins*bits/32*outs)
+			width := (outs*bits + 31) / 32
+			zeros := make([]uint32, groups*width)
+			for r := range outs {
+				for col := range ins {
+					put(weights[r:], outs, col, code(r, col)%8)
+				}
+				for g := range groups {
+					put(zeros[g*width:], 1, r, c.zero(r, g)-1)
+				}
+			}
+			conf := config("LlamaForCausalLM")
+			conf["quantization_config"] = map[string]any{"quant_method": "gptq", "bits": bits}
+			r := import1(t, folder(t, conf, stored{prefix + ".qweight", "I32", []int64{ins * bits / 32, outs}, bytesOf(t, weights)},
+				stored{prefix + ".qzeros", "I32", []int64{groups, int64(width)}, bytesOf(t, zeros)}, scales(t, prefix+".scales", true)))
+			x := r.Tensor("blk.0.ffn_up.weight")
+			if x.Type != c.typ {
+				t.Fatalf("kept as %v", x.Type)
+			}
+			for i, got := range values(t, r, x.Name) {
+				row, col := i/ins, i%ins
+				want := float32(code(row, col)%8-c.zero(row, col/32)) * scaleOf(row, col/32)
+				if math.Abs(float64(got-want)) > 1e-3*float64(8*scaleOf(row, col/32)) {
+					t.Fatalf("row %d column %d is %v, want %v", row, col, got, want)
 				}
 			}
 		})

@@ -30,10 +30,12 @@ type layout struct {
 
 	scale func(row, group int) float32
 	zero  func(row, group int) int
-	// codes reads the weights, as whole numbers, and values as floats; one of them
-	// is nil. What they return is only kept while a tensor is written.
+	// codes reads the weights, as whole numbers, values as floats, and blocks as they
+	// are written; two of them are nil. What they return is only kept while a tensor is
+	// written.
 	codes  func() (func(row, col int) int, error)
 	values func() (func(row, col int) float32, error)
+	blocks func() ([]byte, error)
 	// groupOf tells the group of a column where columns were reordered; nil: they lie
 	// in order.
 	groupOf []int32
@@ -144,8 +146,8 @@ func (q *quantisation) layoutOf(folder *safetensors.Folder, prefix string) (*lay
 	return l, nil
 }
 
-// choose picks the blocks that hold the same numbers: with the zero in the middle Q4_0
-// and Q8_0, else Q4_1. What fits none becomes 16-bit floats.
+// choose picks the blocks that hold the same numbers: with the zero in the middle Q3_0,
+// Q4_0 and Q8_0, else Q3_1 and Q4_1. What fits none becomes 16-bit floats.
 func (l *layout) choose(bits int) {
 	middle := true
 	for r := 0; r < l.rows && middle; r++ {
@@ -155,6 +157,10 @@ func (l *layout) choose(bits int) {
 	}
 	blocks := l.groupOf == nil && l.group%32 == 0 && l.cols%32 == 0
 	switch {
+	case blocks && bits == 3 && middle:
+		l.typ = tensor.Q3_0
+	case blocks && bits == 3:
+		l.typ = tensor.Q3_1
 	case blocks && bits == 4 && middle:
 		l.typ = tensor.Q4_0
 	case blocks && bits == 4:
@@ -168,6 +174,9 @@ func (l *layout) choose(bits int) {
 
 // encode returns the rows in the layout's type.
 func (l *layout) encode() ([]byte, error) {
+	if l.blocks != nil {
+		return l.blocks()
+	}
 	if l.values != nil {
 		value, err := l.values()
 		if err != nil {
@@ -202,10 +211,16 @@ func (l *layout) encode() ([]byte, error) {
 				}
 				continue
 			}
-			if l.typ == tensor.Q4_1 {
+			if l.typ == tensor.Q4_1 || l.typ == tensor.Q3_1 {
 				if out, err = l.half(out, -scale*float32(l.zero(r, g))); err != nil {
 					return nil, err
 				}
+			}
+			if l.typ == tensor.Q3_0 || l.typ == tensor.Q3_1 {
+				var threes [12]byte
+				tensor.PutThrees(threes[:], func(i int) byte { return byte(code(r, c+i)) })
+				out = append(out, threes[:]...)
+				continue
 			}
 			for i := range 16 {
 				out = append(out, byte(code(r, c+i)|code(r, c+i+16)<<4))

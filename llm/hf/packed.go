@@ -1,8 +1,10 @@
 package hf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/atoll-run/atoll/tensor"
 )
@@ -216,10 +218,48 @@ func (s *source) small(scale string) *layout {
 	if rows > 1 && cols > 1 {
 		high, wide = powerOfTwo(high), powerOfTwo(wide)
 	}
-	return &layout{part: "weight", typ: tensor.BF16, rows: out, cols: in, group: in, values: func() (func(r, c int) float32, error) {
+	factor := func(r, c int) float32 { return scales[min(r/high, rows-1)*cols+min(c/wide, cols-1)] }
+	weight, _ := s.has("weight")
+	typ := tensor.F8_E4M3
+	if weight.DType == "F8_E5M2" {
+		typ = tensor.F8_E5M2
+	}
+	l := &layout{part: "weight", typ: typ, rows: out, cols: in, group: in}
+	if block := typ.BlockLen(); in%block == 0 && (cols == 1 || wide%block == 0) {
+		l.blocks = func() ([]byte, error) { return s.eights(typ, in, factor) }
+		return l
+	}
+	l.typ = tensor.BF16 // numbers in a block have other scales
+	l.values = func() (func(r, c int) float32, error) {
 		values := s.floats("weight")
-		return func(r, c int) float32 { return values[r*in+c] * scales[min(r/high, rows-1)*cols+min(c/wide, cols-1)] }, s.err
-	}}
+		return func(r, c int) float32 { return values[r*in+c] * factor(r, c) }, s.err
+	}
+	return l
+}
+
+// eights returns the weights, rows of cols 8-bit floats, as blocks that hold the same numbers.
+func (s *source) eights(typ tensor.Type, cols int, scale func(r, c int) float32) ([]byte, error) {
+	raw, err := s.folder.Read(s.prefix + ".weight")
+	if err != nil {
+		return nil, err
+	}
+	block := typ.BlockLen()
+	out := make([]byte, 0, typ.Bytes(len(raw)))
+	values := make([]float32, block)
+	for at := 0; at < len(raw); at += block {
+		from := len(out)
+		out = binary.LittleEndian.AppendUint32(out, math.Float32bits(scale(at/cols, at%cols)))
+		out = append(out, raw[at:at+block]...)
+		if err := tensor.Dequantise(values, typ, out[from:]); err != nil {
+			return nil, err
+		}
+		for _, v := range values {
+			if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+				return nil, errors.New("a weight is not a number")
+			}
+		}
+	}
+	return out, nil
 }
 
 // powerOfTwo rounds up.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/atoll-run/atoll/llm/safetensors"
 	"github.com/atoll-run/atoll/tensor"
 )
 
@@ -21,9 +20,6 @@ type Format struct {
 	fit   func(w, importance []float32) scale
 	round func(s scale, w float32) int
 	pack  func(dst []byte, s scale, codes []uint8)
-	// single rounds a row in place, for formats without groups that the file's type
-	// is wider than; nil if the type does it.
-	single func(row []float32)
 }
 
 // A scale tells the numbers of a group: code * step + low.
@@ -31,22 +27,20 @@ type scale struct{ step, low float32 }
 
 func (s scale) value(code int) float32 { return float32(code)*s.step + s.low }
 
-// Formats lists what can be made, from the most bits to the fewest. The 3-bit ones use
-// eight of the sixteen levels of 4-bit blocks and take as much room: they show what is
-// lost. Eight-bit floats are kept in BF16, which holds them exactly, since no kernel
-// computes with them.
+// Formats lists what can be made, from the most bits to the fewest. The 8-bit floats and the 3-bit formats are in blocks of
+// our own, which other programs do not read.
 var Formats = []Format{
 	{Name: "f16", Type: tensor.F16, Bits: 16},
 	{Name: "bf16", Type: tensor.BF16, Bits: 16},
-	{Name: "f8_e4m3", Type: tensor.BF16, Bits: 16, single: eightBits(448, func(f float32) float32 { return safetensors.FromE4M3(safetensors.ToE4M3(f)) })},
-	{Name: "f8_e5m2", Type: tensor.BF16, Bits: 16, single: eightBits(57344, func(f float32) float32 { return safetensors.FromE5M2(safetensors.ToE5M2(f)) })},
+	{Name: "f8_e4m3", Type: tensor.F8_E4M3, Bits: 8.5},
+	{Name: "f8_e5m2", Type: tensor.F8_E5M2, Bits: 8.5},
 	{Name: "q8_0", Type: tensor.Q8_0, Bits: 8.5, group: 32, fit: fitSymmetric(-127, 127), round: nearest(-127, 127), pack: packQ8},
 	{Name: "q6_k", Type: tensor.Q6_K, Bits: 6.5625},
 	{Name: "q4_k", Type: tensor.Q4_K, Bits: 4.5},
 	{Name: "q4_1", Type: tensor.Q4_1, Bits: 5, group: 32, fit: fitRange(15), round: nearest(0, 15), pack: packQ4_1},
 	{Name: "q4_0", Type: tensor.Q4_0, Bits: 4.5, group: 32, fit: fitSymmetric(-8, 7), round: nearest(-8, 7), pack: packQ4_0},
-	{Name: "q3_1", Type: tensor.Q4_1, Bits: 5, group: 32, fit: fitRange(7), round: nearest(0, 7), pack: packQ4_1},
-	{Name: "q3_0", Type: tensor.Q4_0, Bits: 4.5, group: 32, fit: fitSymmetric(-4, 3), round: nearest(-4, 3), pack: packQ4_0},
+	{Name: "q3_1", Type: tensor.Q3_1, Bits: 4, group: 32, fit: fitRange(7), round: nearest(0, 7), pack: packQ3_1},
+	{Name: "q3_0", Type: tensor.Q3_0, Bits: 3.5, group: 32, fit: fitSymmetric(-4, 3), round: nearest(-4, 3), pack: packQ3_0},
 }
 
 // ParseFormat returns the format of a name.
@@ -57,24 +51,6 @@ func ParseFormat(name string) (Format, error) {
 		}
 	}
 	return Format{}, fmt.Errorf("format %q is not known", name)
-}
-
-// eightBits rounds a row to small floats times a power of two, chosen so that the
-// largest number is just below the largest that they have.
-func eightBits(largest float64, round func(float32) float32) func(row []float32) {
-	return func(row []float32) {
-		top := 0.0
-		for _, v := range row {
-			top = max(top, math.Abs(float64(v)))
-		}
-		if top == 0 {
-			return
-		}
-		factor := float32(math.Exp2(math.Floor(math.Log2(largest / top))))
-		for i, v := range row {
-			row[i] = round(v*factor) / factor
-		}
-	}
 }
 
 func nearest(low, high int) func(scale, float32) int {
@@ -173,4 +149,15 @@ func packQ4_1(dst []byte, s scale, codes []uint8) {
 	for i := range 16 {
 		dst[4+i] = codes[i]&15 | codes[i+16]<<4
 	}
+}
+
+func packQ3_0(dst []byte, s scale, codes []uint8) {
+	binary.LittleEndian.PutUint16(dst, tensor.ToF16(s.step))
+	tensor.PutThrees(dst[2:], func(i int) byte { return codes[i] + 4 })
+}
+
+func packQ3_1(dst []byte, s scale, codes []uint8) {
+	binary.LittleEndian.PutUint16(dst, tensor.ToF16(s.step))
+	binary.LittleEndian.PutUint16(dst[2:], tensor.ToF16(s.low))
+	tensor.PutThrees(dst[4:], func(i int) byte { return codes[i] })
 }

@@ -2,7 +2,6 @@ package quant
 
 import (
 	"errors"
-	"slices"
 
 	"github.com/atoll-run/atoll/tensor"
 )
@@ -24,10 +23,6 @@ func (f *Format) rtn(pool *tensor.Pool, w []float32, cols int, importance []floa
 
 func (f *Format) row(dst []byte, row, importance []float32) error {
 	if f.round == nil {
-		if f.single != nil {
-			row = slices.Clone(row)
-			f.single(row)
-		}
 		return tensor.Quantise(dst, f.Type, row)
 	}
 	codes, size := make([]uint8, f.group), f.Type.BlockBytes()

@@ -14,6 +14,7 @@ import (
 
 	"github.com/atoll-run/atoll/llm/safetensors"
 	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/tensor"
 )
 
 func fill(w io.Writer, t *safetensors.Tensor) error {
@@ -118,26 +119,26 @@ func TestAFolderOfSeveralFilesIsOne(t *testing.T) {
 
 func TestEightBitFloatsAreThoseOfTheStandard(t *testing.T) {
 	for b, want := range map[byte]float32{0: 0, 0x01: 1.0 / 512, 0x07: 7.0 / 512, 0x08: 1.0 / 64, 0x38: 1, 0x7E: 448, 0xFE: -448, 0xB8: -1, 0x3C: 1.5} {
-		if got := safetensors.FromE4M3(b); got != want {
+		if got := tensor.FromE4M3(b); got != want {
 			t.Errorf("E4M3 %#02x is %v, want %v", b, got, want)
 		}
 	}
 	for b, want := range map[byte]float32{0: 0, 0x01: 1.0 / 65536, 0x3C: 1, 0x3E: 1.5, 0x7B: 57344, 0x7C: float32(math.Inf(1)), 0xBC: -1} {
-		if got := safetensors.FromE5M2(b); got != want {
+		if got := tensor.FromE5M2(b); got != want {
 			t.Errorf("E5M2 %#02x is %v, want %v", b, got, want)
 		}
 	}
 	for i := range 256 {
 		b := byte(i)
-		if v := safetensors.FromE4M3(b); v == v && safetensors.ToE4M3(v) != b {
-			t.Errorf("E4M3 %#02x comes back as %#02x", b, safetensors.ToE4M3(v))
+		if v := tensor.FromE4M3(b); v == v && tensor.ToE4M3(v) != b {
+			t.Errorf("E4M3 %#02x comes back as %#02x", b, tensor.ToE4M3(v))
 		}
-		if v := safetensors.FromE5M2(b); v == v && !math.IsInf(float64(v), 0) && safetensors.ToE5M2(v) != b {
-			t.Errorf("E5M2 %#02x comes back as %#02x", b, safetensors.ToE5M2(v))
+		if v := tensor.FromE5M2(b); v == v && !math.IsInf(float64(v), 0) && tensor.ToE5M2(v) != b {
+			t.Errorf("E5M2 %#02x comes back as %#02x", b, tensor.ToE5M2(v))
 		}
 	}
 	for in, want := range map[float32]float32{1e9: 448, -1e9: -448, 17: 16, 19: 20, 1.0625: 1, 1.1875: 1.25, 1e-9: 0} {
-		if got := safetensors.FromE4M3(safetensors.ToE4M3(in)); got != want {
+		if got := tensor.FromE4M3(tensor.ToE4M3(in)); got != want {
 			t.Errorf("%v is rounded to %v, want %v", in, got, want)
 		}
 	}

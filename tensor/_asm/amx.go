@@ -184,11 +184,7 @@ func splitCols(f string, size int) {
 	}
 	Label("unit")
 	for pair := range 16 {
-		high0, low0 := split(get(2 * pair))
-		high1, low1 := split(get(2*pair + 1))
-		VPANDD(dwords(0xffff0000), low1, low1)
-		VMOVDQU32(v.or(high1, v.shift(16, high0)), Mem{Base: dst, Disp: 64 * pair})
-		VMOVDQU32(v.or(low1, v.shift(16, low0)), Mem{Base: dst, Disp: 1024 + 64*pair})
+		splitPair(v, func(c int) VecVirtual { return get(2*pair + c) }, Mem{Base: dst, Disp: 64 * pair})
 	}
 	ADDQ(U32(2048), dst)
 	ADDQ(U32(uint32(32*size)), w)
@@ -196,6 +192,16 @@ func splitCols(f string, size int) {
 	JNZ(LabelRef("unit"))
 	VZEROUPPER()
 	RET()
+}
+
+// splitPair writes two columns, which get gives, and 1024 bytes on what is left of them.
+func splitPair(v vectors, get func(c int) VecVirtual, to Mem) {
+	high0, low0 := split(get(0))
+	high1, low1 := split(get(1))
+	VPANDD(dwords(0xffff0000), low1, low1)
+	VMOVDQU32(v.or(high1, v.shift(16, high0)), to)
+	to.Disp += 1024
+	VMOVDQU32(v.or(low1, v.shift(16, low0)), to)
 }
 
 // tiles writes the kernel that multiplies two tiles of tokens with two groups of rows, numbers of which are the sums of as many

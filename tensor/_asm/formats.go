@@ -129,6 +129,12 @@ func nibbles4(offset int) func(*context, int, int) VecVirtual {
 	return func(c *context, _, j int) VecVirtual { return c.nibble(offset+j%4*4, j/4) }
 }
 
+func threes(offset int) func(*context, int, int) VecVirtual {
+	return func(c *context, _, j int) VecVirtual {
+		return c.or(c.bit(offset+8, j, 2), c.two(offset+j/4*4, j%4*2, 0))
+	}
+}
+
 func fives(high, low int) func(*context, int, int) VecVirtual {
 	return func(c *context, _, j int) VecVirtual {
 		return c.or(c.spread(high, j), c.nibble(low+j%4*4, j/4))
@@ -137,6 +143,8 @@ func fives(high, low int) func(*context, int, int) VecVirtual {
 
 var formats = []format{
 	{name: "Q4_0", bytes: 18, units: 1, top: 15, parts: 1, biased: 8, quad: nibbles4(2), scale: plain(0)},
+	{name: "Q3_0", bytes: 14, units: 1, top: 7, parts: 1, biased: 4, quad: threes(2), scale: plain(0)},
+	{name: "Q3_1", bytes: 16, units: 1, top: 7, parts: 1, quad: threes(4), scale: plain(0), offset: plain(2)},
 	{name: "Q4_1", bytes: 20, units: 1, top: 15, parts: 1, quad: nibbles4(4), scale: plain(0), offset: plain(2)},
 	{name: "Q5_0", bytes: 22, units: 1, top: 31, parts: 1, biased: 16, quad: fives(2, 6), scale: plain(0)},
 	{name: "Q5_1", bytes: 24, units: 1, top: 31, parts: 1, quad: fives(4, 8), scale: plain(0), offset: plain(2)},

@@ -34,6 +34,13 @@ func main() {
 			}
 			floats.WriteString("},\n")
 		}
+		for _, e := range eights {
+			fmt.Fprintf(&floats, "%s: {", e.name)
+			for i, tokens := range v.tokens() {
+				fmt.Fprintf(&floats, "%d: %s,", i, e.cols(v, tokens))
+			}
+			floats.WriteString("},\n")
+		}
 		dots.WriteString("},\n")
 		floats.WriteString("},\n")
 	}
@@ -51,6 +58,9 @@ func main() {
 	splitRow(2)
 	splitCols("F16", 32)
 	splitCols("F32", 64)
+	for _, e := range eights {
+		e.split()
+	}
 	sweep()
 	ConstraintExpr("amd64")
 	Generate()
