@@ -19,7 +19,7 @@ type Reader struct {
 // Open opens a file and reads its front. When it is a part of a model, by name and content, all parts are opened as one
 // file; they lie beside it. Errors are NotFound, Denied or Invalid.
 func Open(name string) (*Reader, error) {
-	r, front, size, err := openOne(name)
+	r, front, _, err := openOne(name)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +34,8 @@ func Open(name string) (*Reader, error) {
 	var sizes []int64
 	whole := &Reader{}
 	for _, name := range names {
-		if r, front, size, err = openOne(name); err != nil {
+		r, front, size, err := openOne(name)
+		if err != nil {
 			return nil, errors.Join(err, whole.Close())
 		}
 		whole.files, data = append(whole.files, r.files[0]), append(data, r.data)
