@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/daemon"
+	"github.com/atoll-run/atoll/runtime/microvm/pager"
 	"github.com/atoll-run/atoll/runtime/worktree"
 )
 
@@ -20,6 +21,9 @@ func main() {
 	// first: its start is on the path of every sandbox.
 	if worktree.IsReexec() {
 		worktree.Main()
+	}
+	if pager.IsReexec() {
+		pager.Main()
 	}
 	// What a careless parent left open is not passed on to programs that we
 	// start. A kernel before 5.11 does not know how, and nothing else depends on it.

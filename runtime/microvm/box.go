@@ -17,6 +17,10 @@ type record struct {
 	supervisor.Base
 	Process *process.Process `json:"process,omitempty"`
 	Tap     string           `json:"tap,omitempty"`
+	// Pager serves the machine's memory, in a control group of its own; nil: all of
+	// the memory is there.
+	Pager      *process.Process `json:"pager,omitempty"`
+	PagerGroup string           `json:"pagerGroup,omitempty"`
 	// Origin is what the machine maps and which layers its disk has by now; the
 	// uppermost is being written.
 	Origin origin `json:"origin"`
@@ -46,6 +50,11 @@ func (r *Runtime) takeOver(ctx context.Context, b *box) (*vm, error) {
 	if v.machine, err = r.driver.Adopt(ctx, b.Dir, rec.Process); err != nil {
 		return nil, err
 	}
+	if rec.Pager != nil {
+		if v.paged, err = r.pagers.adopt(rec.PagerGroup, rec.Pager); err != nil {
+			return nil, errors.Join(err, v.machine.Kill())
+		}
+	}
 	if rec.State == sandbox.Running {
 		// Its former owner may have died while the machine stood still for a snapshot.
 		if err := v.machine.Resume(ctx); err != nil {
@@ -60,6 +69,8 @@ func (v *vm) Wait(ctx context.Context) error {
 	select {
 	case <-v.machine.Ended():
 		return nil
+	case <-v.pagerEnded():
+		return nil
 	case <-ctx.Done():
 		v.hangUp()
 		return errors.Join(ctx.Err(), v.machine.Close())
@@ -72,7 +83,7 @@ func (v *vm) Ending() bool {
 	case <-v.machine.Ended():
 		return true
 	default:
-		return v.machine.Process().Ending()
+		return v.machine.Process().Ending() || v.paged != nil && v.paged.Process.Ending()
 	}
 }
 
@@ -82,6 +93,9 @@ func (v *vm) Group() *cgroup.Group { return v.group }
 // Cause says why the machine ended.
 func (v *vm) Cause() string {
 	if why := v.machine.Cause(); why != "" {
+		return why
+	}
+	if why := v.lostMemory(); why != "" {
 		return why
 	}
 	return "the machine's monitor ended or was killed"

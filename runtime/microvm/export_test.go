@@ -1,5 +1,7 @@
 package microvm
 
+import "context"
+
 // Abandon lets go of everything in this process as a crash would: without a word
 // to the sandboxes.
 func (r *Runtime) Abandon() { _ = r.Close() }
@@ -25,4 +27,36 @@ func Prefix(dir string) string {
 	cfg := Config{Dir: dir}
 	cfg.fill()
 	return cfg.Prefix
+}
+
+// paged returns the pager of a sandbox that runs, nil when it has none.
+func (r *Runtime) paged(id string) *paged {
+	b, err := r.boxes.Find("test", id)
+	if err != nil {
+		return nil
+	}
+	v, err := b.Live("test", "running", "paused")
+	if err != nil {
+		return nil
+	}
+	return v.paged
+}
+
+// PagerPID returns the process that serves a sandbox's memory, -1 when all is there.
+func (r *Runtime) PagerPID(id string) int {
+	if p := r.paged(id); p != nil {
+		return p.Process.PID
+	}
+	return -1
+}
+
+// Asked returns the pages that a sandbox had to ask for since it was restored.
+func (r *Runtime) Asked(ctx context.Context, id string) ([]uint32, error) {
+	return r.paged(id).Trace(ctx)
+}
+
+// Plan returns the pages that would be fetched ahead for the snapshot in dir.
+func (r *Runtime) Plan(dir string) []uint32 {
+	m := r.readModel(dir)
+	return m.Plan()
 }

@@ -56,6 +56,11 @@ func (r *Runtime) check(op string, spec sandbox.Spec) error {
 	default:
 		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "label %s=%s: cold, template, spawned or pool", LabelStart, spec.Labels[LabelStart])
 	}
+	switch spec.Labels[LabelMemory] {
+	case "", MemoryWhole, MemoryLazy:
+	default:
+		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "label %s=%s: whole or lazy", LabelMemory, spec.Labels[LabelMemory])
+	}
 	st, err := os.Stat(spec.Root.Path)
 	if err != nil {
 		return sandbox.E(op, sandbox.NotFound, spec.ID, err).WithHint("the image of the root is gone; build or pull it again")
@@ -91,6 +96,9 @@ func (r *Runtime) settleIn(ctx context.Context, rec *record, v *vm) error {
 		return fmt.Errorf("tell the guest who it is: %w", err)
 	}
 	rec.Process, rec.Tap = v.machine.Process(), v.tap
+	if v.paged != nil {
+		rec.Pager, rec.PagerGroup = v.paged.Process, v.paged.Group.Name()
+	}
 	return nil
 }
 

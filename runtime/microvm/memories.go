@@ -60,6 +60,14 @@ func (c *memories) get(dir string, files []pageFile, size int64) (*os.File, erro
 	return duplicate(m.file)
 }
 
+// has reports whether a memory of the page files is at hand.
+func (c *memories) has(files []pageFile) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := memoryKey(files)
+	return slices.ContainsFunc(c.list, func(m memory) bool { return m.key == key })
+}
+
 // add keeps a memory that was made already. It owns file from then on.
 func (c *memories) add(files []pageFile, file *os.File) {
 	c.mu.Lock()

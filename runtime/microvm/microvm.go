@@ -79,6 +79,7 @@ type Runtime struct {
 	taps      *taps
 	templates *templates
 	memories  *memories
+	pagers    *pagers
 	pool      *pool
 	step      func(name string) // called between the steps of a snapshot and a fork; tests end the process there
 
@@ -149,11 +150,14 @@ func (r *Runtime) open(ctx context.Context) error {
 		return err
 	}
 	r.memories = newMemories()
+	if r.pagers, err = openPagers(r); err != nil {
+		return err
+	}
 	r.templates = newTemplates(r)
 	if err := r.boxes.Adopt(func(b *box) (*vm, error) { return r.takeOver(ctx, b) }); err != nil {
 		return err
 	}
-	if err := r.templates.sweep(); err != nil {
+	if err := errors.Join(r.templates.sweep(), r.pagers.sweep()); err != nil {
 		return err
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)
@@ -202,8 +206,10 @@ func (r *Runtime) Close() error {
 	}
 	r.pool.close()
 	r.templates.close()
+	r.pagers.stopLearning()
 	err := r.boxes.Close()
 	r.memories.close()
+	r.pagers.close()
 	r.taps.close()
 	return err
 }

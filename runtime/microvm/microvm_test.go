@@ -18,11 +18,15 @@ import (
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/runtime/microvm"
 	"github.com/atoll-run/atoll/runtime/microvm/microvmtest"
+	"github.com/atoll-run/atoll/runtime/microvm/pager"
 	"github.com/atoll-run/atoll/runtime/runtimetest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func TestMain(m *testing.M) {
+	if pager.IsReexec() {
+		pager.Main()
+	}
 	if dir := os.Getenv(ownerEnv); dir != "" {
 		fmt.Fprintln(os.Stderr, owner(dir))
 		os.Exit(1)
@@ -182,8 +186,8 @@ func traces(t testing.TB, dir string) []string {
 		t.Fatal(err)
 	}
 	prefix := microvm.Prefix(dir)
-	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + prefix + "/*")
-	v2, _ := filepath.Glob("/sys/fs/cgroup/" + prefix + "/*")
+	v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + prefix + "*/*")
+	v2, _ := filepath.Glob("/sys/fs/cgroup/" + prefix + "*/*")
 	for _, g := range append(v1, v2...) {
 		if st, err := os.Stat(g); err == nil && st.IsDir() {
 			out = append(out, "control group "+g)

@@ -14,6 +14,7 @@ import (
 	"github.com/zeebo/blake3"
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/runtime/microvm/pager"
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
 )
 
@@ -25,6 +26,9 @@ import (
 //	size     8 bytes, of the whole memory
 //	runs     4 bytes, how many
 //	each run: first page, number of pages; 4 bytes each
+//
+// Behind the pages are the sums of all before them, piece by piece, so that pages
+// can be read at random and checked.
 const (
 	pagesMagic  = "atollpg1"
 	pagesFixed  = 20
@@ -34,8 +38,11 @@ const (
 // pageFile is a page file on disk.
 type pageFile struct {
 	Name   string `json:"name"`   // in the directory of its owner
-	Digest string `json:"digest"` // "blake3:hex" of the file
+	Digest string `json:"digest"` // "blake3:hex" of header and pages
 	Bytes  int64  `json:"bytes"`  // of pages in it
+	// Sums is the digest of the sums behind the pages; empty: there are none, as in
+	// files of earlier versions.
+	Sums string `json:"sums,omitempty"`
 }
 
 // pagesHeader makes the header of a page file.
@@ -118,17 +125,14 @@ func writePages(path string, size int64, runs []vmm.Run, read func(buf []byte, f
 	return err
 }
 
-// finishPages syncs a page file and describes it.
+// finishPages adds the sums to a page file, syncs and describes it.
 func finishPages(dir, name string) (pageFile, error) {
 	p := pageFile{Name: name}
-	f, err := os.Open(filepath.Join(dir, name))
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR, 0)
 	if err != nil {
 		return p, err
 	}
 	defer f.Close()
-	if err := f.Sync(); err != nil {
-		return p, err
-	}
 	_, runs, _, err := parsePagesHeader(bufio.NewReader(f))
 	if err != nil {
 		return p, err
@@ -137,18 +141,22 @@ func finishPages(dir, name string) (pageFile, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return p, err
 	}
-	hash := blake3.New()
-	if _, err := io.Copy(hash, f); err != nil {
+	hash, pieces := blake3.New(), new(pager.Summer)
+	if _, err := io.Copy(io.MultiWriter(hash, pieces), f); err != nil {
 		return p, err
 	}
-	p.Digest = digestOf(hash)
-	return p, nil
+	sums := pieces.Sums()
+	p.Digest, p.Sums = digestOf(hash), digestOfBytes(sums)
+	if _, err := f.Write(sums); err != nil { // where the copy ended
+		return p, err
+	}
+	return p, f.Sync()
 }
 
 func digestOf(hash *blake3.Hasher) string { return "blake3:" + hex.EncodeToString(hash.Sum(nil)) }
 
 // errDamaged says that a file is not what it was when it was written.
-var errDamaged = errors.New("the file is damaged")
+var errDamaged = pager.ErrDamaged
 
 // readPages hands the pages of a file to write, after which it fails if they were
 // not those that the digest promises. size is of the memory.

@@ -148,6 +148,9 @@ func (r *Runtime) finish(ctx context.Context, b *box, dir string, m *manifest) e
 			return err
 		}
 	}
+	if err := r.inherit(b, dir); err != nil {
+		return err
+	}
 	r.step("files linked")
 	if err := ctx.Err(); err != nil {
 		return err
@@ -262,7 +265,7 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	}
 	b.Record().Origin = o // nobody else knows the box yet
 	r.step("restore prepared")
-	v, err := r.clone(ctx, b.Dir, spec.ID, spec.Root.Path, o)
+	v, err := r.awaken(ctx, b, from)
 	if errors.Is(err, errDamaged) {
 		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
@@ -271,6 +274,9 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	}
 	r.step("monitor started")
 	if err := v.load(ctx, o); err != nil {
+		if v.lostMemory() != "" {
+			err = errors.Join(err, v.paged.Cause())
+		}
 		if errors.Is(err, errDamaged) {
 			err = sandbox.E("read snapshot", sandbox.Invalid, "", err)
 		}
@@ -321,7 +327,7 @@ func parseManifest(data []byte) (m manifest, err error) {
 	for _, p := range m.Origin.Base {
 		names = append(names, p.Name)
 	}
-	reserved := []string{".", "..", supervisor.RecordName, devicesName, manifestName}
+	reserved := []string{".", "..", supervisor.RecordName, devicesName, manifestName, modelName, learnedName}
 	for i, name := range names {
 		if name == "" || name != filepath.Base(name) || slices.Contains(reserved, name) || slices.Contains(names[:i], name) || filepath.Ext(name) == ".sock" {
 			return m, fmt.Errorf("damaged snapshot manifest: file %q", name)

@@ -33,6 +33,10 @@ type vm struct {
 	group   *cgroup.Group
 	machine vmm.Machine
 	tap     string // name of its device; empty without network
+	paged   *paged // serves its memory; nil: all of it is there
+	from    string // directory of the snapshot, when paged is not nil and not adopted
+
+	released sync.Once // paged was
 
 	mu      sync.Mutex
 	session *serial.Session // nil until the guest was reached
@@ -274,8 +278,14 @@ func (r *Runtime) join(v *vm, spec sandbox.Spec, res sandbox.Resources) (mtu int
 
 // End kills the machine and removes its control group.
 func (v *vm) End() error {
+	if v.paged != nil {
+		v.paged.of.r.learn(v)
+	}
 	err := v.machine.Kill() // first: it ends whoever waits for the guest
 	v.hangUp()
+	if v.paged != nil {
+		v.released.Do(func() { err = errors.Join(err, v.paged.release()) })
+	}
 	return errors.Join(err, v.group.Remove())
 }
 

@@ -92,9 +92,13 @@ func smallPages() (done func(), err error) {
 // QEMU also calls fallocate for disks. A hole that is not punched wastes room, no
 // more. To write zeros it punches and then allocates, and believes in neither
 // unless both succeed, so that it writes them out.
+//
+// QEMU also asks for huge pages in the guest's memory, which cannot be: the pages are
+// a file's, or copies of those. But the kernel would read 2 MiB of that file around
+// each page that is touched, where a pager serves it. That call does nothing, either.
 func keepMemory() error {
 	const punch = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
-	const arch, nr, mode = 4, 0, 16 + 8 // offsets in struct seccomp_data; mode is the second argument
+	const arch, nr, mode, advice = 4, 0, 16 + 8, 16 + 2*8 // offsets in struct seccomp_data; the second and third arguments
 	load := func(offset uint32) unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
 	}
@@ -105,11 +109,14 @@ func keepMemory() error {
 		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
 	}
 	filter := []unix.SockFilter{
-		load(arch), unless(unix.AUDIT_ARCH_X86_64, 6),
+		load(arch), unless(unix.AUDIT_ARCH_X86_64, 10),
 		load(nr), unless(unix.SYS_FALLOCATE, 4),
 		load(mode), unless(punch, 1),
 		answer(unix.SECCOMP_RET_ERRNO), // error 0: success
 		answer(unix.SECCOMP_RET_ERRNO | uint32(unix.EOPNOTSUPP)),
+		unless(unix.SYS_MADVISE, 3),
+		load(advice), unless(unix.MADV_HUGEPAGE, 1),
+		answer(unix.SECCOMP_RET_ERRNO),
 		answer(unix.SECCOMP_RET_ALLOW),
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}

@@ -70,7 +70,8 @@ func (m *machine) findMemory() (*memoryMap, error) {
 // guest memory.
 func parseMapping(line string) (a area, ok bool) {
 	fields := strings.Fields(line)
-	if len(fields) < 6 || !strings.HasPrefix(fields[5], "/memfd:"+vmm.MemoryName) {
+	// A memfd, or the one file of a pager's file system.
+	if len(fields) < 6 || !strings.HasPrefix(fields[5], "/memfd:"+vmm.MemoryName) && fields[5] != "/"+vmm.MemoryName {
 		return a, false
 	}
 	from, to, _ := strings.Cut(fields[0], "-")
@@ -95,6 +96,21 @@ const (
 
 // Changed finds the pages that are the machine's own.
 func (m *machine) Changed() ([]vmm.Run, error) {
+	return m.find(changed)
+}
+
+// changed reports whether an entry of a page table is of a page of the process's own.
+func changed(entry uint64) bool {
+	return entry&(pagePresent|pageSwapped) != 0 && entry&pageOfFile == 0
+}
+
+// Touched finds the pages that QEMU has in its page table.
+func (m *machine) Touched() ([]vmm.Run, error) {
+	return m.find(func(entry uint64) bool { return entry&(pagePresent|pageSwapped) != 0 })
+}
+
+// find finds the pages with entries in QEMU's page table that match.
+func (m *machine) find(match func(entry uint64) bool) ([]vmm.Run, error) {
 	mm, err := m.findMemory()
 	if err != nil {
 		return nil, err
@@ -108,19 +124,18 @@ func (m *machine) Changed() ([]vmm.Run, error) {
 			if _, err := mm.pagemap.ReadAt(part, at); err != nil {
 				return nil, fmt.Errorf("read QEMU's page table: %w", err)
 			}
-			runs = appendChanged(runs, part, a.first+done)
+			runs = appendMatching(runs, part, a.first+done, match)
 			done += uint32(len(part) / 8)
 		}
 	}
 	return runs, nil
 }
 
-// appendChanged adds the changed pages among entries of a page table, which begin
-// with that of the page first.
-func appendChanged(runs []vmm.Run, entries []byte, first uint32) []vmm.Run {
+// appendMatching adds the pages among entries of a page table that match; the
+// entries begin with that of the page first.
+func appendMatching(runs []vmm.Run, entries []byte, first uint32, match func(entry uint64) bool) []vmm.Run {
 	for i := 0; i+8 <= len(entries); i += 8 {
-		e := binary.LittleEndian.Uint64(entries[i:])
-		if e&(pagePresent|pageSwapped) == 0 || e&pageOfFile != 0 {
+		if !match(binary.LittleEndian.Uint64(entries[i:])) {
 			continue
 		}
 		page := first + uint32(i/8)

@@ -60,10 +60,10 @@ func TestChangedPagesAreThoseThatAreNoLongerTheFiles(t *testing.T) {
 		entries = binary.LittleEndian.AppendUint64(entries, e)
 	}
 	want := []vmm.Run{{First: 12, Count: 3}, {First: 16, Count: 1}}
-	if got := appendChanged(nil, entries, 10); !reflect.DeepEqual(got, want) {
+	if got := appendMatching(nil, entries, 10, changed); !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
-	if got := appendChanged([]vmm.Run{{First: 8, Count: 2}}, entries[16:24], 10); !reflect.DeepEqual(got, []vmm.Run{{First: 8, Count: 3}}) {
+	if got := appendMatching([]vmm.Run{{First: 8, Count: 2}}, entries[16:24], 10, changed); !reflect.DeepEqual(got, []vmm.Run{{First: 8, Count: 3}}) {
 		t.Errorf("neighbours become %v", got)
 	}
 }

@@ -105,6 +105,11 @@ type Machine interface {
 	// was started with, in ascending order.
 	Changed() ([]Run, error)
 
+	// Touched finds the pages that the machine has read or changed since it
+	// started, in ascending order. A page that it read may bring its neighbours
+	// along, up to 64 KiB, where these were in the host's memory already.
+	Touched() ([]Run, error)
+
 	// ReadPages and WritePages copy a whole number of pages, from a paused
 	// machine, and into one that waits for Load.
 	ReadPages(buf []byte, first uint32) error
