@@ -17,6 +17,7 @@ import (
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/runtime/gvisor/sentry"
+	"github.com/atoll-run/atoll/runtime/microvm/pager"
 	"github.com/atoll-run/atoll/runtime/worktree"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -27,6 +28,9 @@ func TestMain(m *testing.M) {
 	}
 	if worktree.IsReexec() {
 		worktree.Main()
+	}
+	if pager.IsReexec() {
+		pager.Main()
 	}
 	os.Exit(guesttest.Main(m))
 }

@@ -243,7 +243,7 @@ func (n *Node) makeMachine(ctx context.Context, r sandbox.Runtime, spec sandbox.
 	}
 	m, err := n.GetSnapshot(ctx, snap)
 	if err == nil {
-		err = n.cfg.Snapshots.Verify(snap) // a machine with a flipped bit runs, and does wrong
+		err = n.cfg.Snapshots.Verify(snap, r.Capabilities().Checks...) // a machine with a flipped bit runs, and does wrong
 	}
 	switch {
 	case err != nil:

@@ -115,4 +115,8 @@ type Capabilities struct {
 	DiskLimit  bool          `json:"diskLimit"`  // Resources.Disk is enforced
 	PidsLimit  bool          `json:"pidsLimit"`  // Resources.Pids is enforced
 	Persistent bool          `json:"persistent"` // sandboxes outlive the process that made them
+	// Checks are patterns (path.Match) of the files of a snapshot that the runtime
+	// itself compares with their digests when it reads them, which may be after
+	// Restore: nobody needs to read them for that before.
+	Checks []string `json:"checks,omitempty"`
 }

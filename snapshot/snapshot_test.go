@@ -127,6 +127,15 @@ func TestAFlippedBitIsFound(t *testing.T) {
 	if err := s.Verify(m.ID); !sandbox.Is(err, sandbox.Invalid) || !strings.Contains(err.Error(), "snapshot "+m.ID+" is damaged: file memory") {
 		t.Fatalf("Verify says %v", err)
 	}
+	if err := s.Verify(m.ID, "mem*"); err != nil {
+		t.Errorf("a file that is checked by whoever reads it: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(s.Dir(m.ID), "memory"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(m.ID, "mem*"); !sandbox.Is(err, sandbox.Invalid) {
+		t.Errorf("such a file of another size: %v", err)
+	}
 }
 
 func TestDamageIsFoundAlsoAfterASnapshotWasFoundSound(t *testing.T) {

@@ -108,7 +108,9 @@ func TestADamagedTemplateIsMadeAnewAndADamagedSnapshotRefused(t *testing.T) {
 			t.Errorf("it says %q", got)
 		}
 		// The snapshot has the same file, which is damaged with it.
-		err = fresh.Restore(t.Context(), spec(t, "restored"), state)
+		restored := spec(t, "restored")
+		restored.Labels = map[string]string{microvm.LabelMemory: microvm.MemoryWhole}
+		err = fresh.Restore(t.Context(), restored, state)
 		if name == "memory" && !sandbox.Is(err, sandbox.Invalid) {
 			t.Errorf("a damaged snapshot is restored: %v", err)
 		}

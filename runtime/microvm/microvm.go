@@ -185,6 +185,7 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 		DiskLimit:  true,
 		PidsLimit:  true,
 		Persistent: true,
+		Checks:     []string{memoryName + "*", devicesName},
 	}
 }
 
