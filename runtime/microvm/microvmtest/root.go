@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -55,7 +57,7 @@ var root = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "root.erofs")
-	return path, makeRoot(path)
+	return path, makeRoot(path, tools)
 })
 
 // Root returns the path of an EROFS image with a shell and a few tools of the
@@ -83,10 +85,53 @@ func Main(m *testing.M) int {
 	return code
 }
 
-func makeRoot(path string) error {
-	files, err := guesttest.Programs(tools...)
+// PythonRoot makes an EROFS image that has the host's Python besides what Root
+// has. It skips where there is none.
+func PythonRoot(tb testing.TB) string {
+	tb.Helper()
+	lib, err := exec.Command("python3", "-c", "import sysconfig; print(sysconfig.get_path('stdlib'), end='')").Output()
+	if err != nil {
+		tb.Skipf("needs python3: %v", err)
+	}
+	path := filepath.Join(tb.TempDir(), "python.erofs")
+	if err := makeRoot(path, append(slices.Clone(tools), "python3"), string(lib)); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+// left lists what is not taken from Python's library: it is large, and for other uses.
+var left = []string{"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3", "ensurepip", "tkinter"}
+
+// addTree reads the regular files of a directory as those of /usr/lib.
+func addTree(files map[string][]byte, dir string) error {
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if e.IsDir() && (slices.Contains(left, e.Name()) || strings.HasPrefix(e.Name(), "config-")) {
+			return fs.SkipDir
+		}
+		if !e.Type().IsRegular() {
+			return nil
+		}
+		data, err := os.ReadFile(path)
+		files["/usr/lib"+strings.TrimPrefix(path, filepath.Dir(dir))] = data
+		return err
+	})
+}
+
+// makeRoot makes an image of programs of the host and of directories that become
+// ones of /usr/lib.
+func makeRoot(path string, programs []string, libs ...string) error {
+	files, err := guesttest.Programs(programs...)
 	if err != nil {
 		return err
+	}
+	for _, lib := range libs {
+		if err := addTree(files, lib); err != nil {
+			return err
+		}
 	}
 	dirs := map[string]bool{"/etc": true, "/root": true, "/tmp": true, "/proc": true, "/sys": true, "/dev": true, "/run": true}
 	for name := range files {
