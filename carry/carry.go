@@ -21,7 +21,10 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/chunk/bucket"
+	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/chunk/pack"
+	"github.com/atoll-run/atoll/fetch"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/migrate"
 	"github.com/atoll-run/atoll/node"
@@ -47,6 +50,8 @@ type Config struct {
 	Node      *node.Node
 	Stage     *chunk.Disk // where chunks wait; nothing else is in it
 	Pacer     *pace.Pacer
+	Cache     *cache.Cache   // of chunks that come one by one; nil: none are kept
+	Store     *bucket.Bucket // an object store; nil: none
 	Log       *slog.Logger
 	// Patience is how long a push goes on trying when nothing gets through; 0 means 10 minutes.
 	Patience time.Duration
@@ -57,6 +62,8 @@ type Carrier struct {
 	cfg   Config
 	group *peer.Group // set by Use
 	meter *pack.Meter
+	fetch *fetch.Fetcher
+	vault *chunk.Vault // over cfg.Store; nil without one
 	mux   *http.ServeMux
 
 	known     known
@@ -82,12 +89,24 @@ func New(cfg Config) *Carrier {
 	c := &Carrier{cfg: cfg, meter: pack.NewMeter(nil), mux: http.NewServeMux(),
 		sessions: make(map[string]*session), digests: make(map[string]chunk.ID), closed: make(chan struct{}),
 		arrivals: arrivals{prepared: make(map[string]*arrival)}}
+	if cfg.Cache == nil {
+		cfg.Cache = cache.New()
+	}
+	from := fetch.Config{Cache: cfg.Cache, Files: c.file, Pacer: cfg.Pacer, Meter: c.meter, Log: cfg.Log}
+	if cfg.Store != nil {
+		c.vault = chunk.NewVault(cfg.Store)
+		from.Store = c.vault
+	}
+	c.fetch = fetch.New(from)
+	c.fetch.Handle(c.mux)
 	c.life, c.end = context.WithCancel(context.Background())
 	c.mux.HandleFunc("POST /carry/v1/offers", c.serveOffer)
 	c.mux.HandleFunc("POST /carry/v1/sessions/{id}/missing", c.serveMissing)
 	c.mux.HandleFunc("PUT /carry/v1/sessions/{id}/chunks/{chunk}", c.serveChunk)
 	c.mux.HandleFunc("POST /carry/v1/sessions/{id}/commit", c.serveCommit)
 	c.mux.HandleFunc("POST "+streamPath, c.serveStream)
+	c.mux.HandleFunc("POST "+describePath, c.serveDescribe)
+	c.mux.HandleFunc("GET "+cutPath, c.servePart)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
 	return c
@@ -97,7 +116,13 @@ func New(cfg Config) *Carrier {
 func (c *Carrier) Handler() http.Handler { return c.mux }
 
 // Use sets the group whose peers things are moved to, before anything is moved.
-func (c *Carrier) Use(g *peer.Group) { c.group = g }
+func (c *Carrier) Use(g *peer.Group) {
+	c.group = g
+	c.fetch.Use(g)
+}
+
+// Fetched returns from how far chunks came that were fetched one by one.
+func (c *Carrier) Fetched() []fetch.Stats { return c.fetch.Stats() }
 
 // Close ends the waiting of moves that cannot end now; Recover goes on with them after the next start.
 func (c *Carrier) Close() error {

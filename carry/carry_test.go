@@ -25,6 +25,8 @@ import (
 
 	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/chunk/bucket"
+	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/migrate"
@@ -55,6 +57,16 @@ type host struct {
 	nodes     *node.Node // nil until it is asked for
 	fault     func(migrate.Step) (migrate.Outcome, error)
 	requests  *late
+	options   options
+}
+
+// options are what some tests give a host.
+type options struct {
+	stageLimit int64
+	fault      func(migrate.Step) (migrate.Outcome, error)
+	site       string
+	store      *bucket.Bucket
+	tiers      []cache.Tier
 }
 
 // asked returns what was asked of the host since the last call.
@@ -83,12 +95,12 @@ func (l *late) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func newHost(t testing.TB, name string, stageLimit int64) *host {
 	t.Helper()
-	return newHostWith(t, name, stageLimit, nil)
+	return newHostWith(t, name, options{stageLimit: stageLimit})
 }
 
-func newHostWith(t testing.TB, name string, stageLimit int64, fault func(migrate.Step) (migrate.Outcome, error)) *host {
+func newHostWith(t testing.TB, name string, o options) *host {
 	t.Helper()
-	h := &host{t: t, dir: t.TempDir(), fault: fault}
+	h := &host{t: t, dir: t.TempDir(), fault: o.fault, options: o}
 	var err error
 	if h.images, err = image.Open(filepath.Join(h.dir, "images"), image.Options{}); err != nil {
 		t.Fatal(err)
@@ -96,7 +108,7 @@ func newHostWith(t testing.TB, name string, stageLimit int64, fault func(migrate
 	if h.snapshots, _, err = snapshot.Open(filepath.Join(h.dir, "snapshots")); err != nil {
 		t.Fatal(err)
 	}
-	if h.stage, err = chunk.OpenDisk(filepath.Join(h.dir, "stage"), chunk.DiskOptions{Limit: stageLimit}); err != nil {
+	if h.stage, err = chunk.OpenDisk(filepath.Join(h.dir, "stage"), chunk.DiskOptions{Limit: o.stageLimit}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = h.stage.Close() })
@@ -104,14 +116,15 @@ func newHostWith(t testing.TB, name string, stageLimit int64, fault func(migrate
 	l := &late{}
 	l.c.Store(h.Carrier)
 	h.requests = l
-	h.Node = peertest.Listen(t, name, l, nil)
+	h.Node = peertest.ListenAt(t, name, o.site, l, nil)
 	h.Use(h.Group)
 	return h
 }
 
 func (h *host) carrier() *carry.Carrier {
 	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
-		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node()})
+		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node(),
+		Cache: cache.New(h.options.tiers...), Store: h.options.store})
 	c.Break(h.fault)
 	return c
 }

@@ -25,14 +25,6 @@ type item struct {
 	bases map[chunk.ID]string // path of every base that is offered
 }
 
-// size is the bytes of all files.
-func (it *item) size() (n int64) {
-	for _, f := range it.Files {
-		n += f.Size
-	}
-	return n
-}
-
 // find returns the item with a name or ID.
 func (c *Carrier) find(ctx context.Context, kind Kind, ref string) (*item, error) {
 	switch kind {
@@ -209,6 +201,12 @@ func (c *Carrier) held() map[chunk.ID]string {
 		}
 	}
 	return out
+}
+
+// file finds one file of this node by its digest.
+func (c *Carrier) file(digest chunk.ID) (string, bool) {
+	path, ok := c.held()[digest]
+	return path, ok
 }
 
 // hash returns the digest of a file that nobody changes, and remembers it.

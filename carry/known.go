@@ -15,6 +15,7 @@ type known struct {
 	mu      sync.Mutex
 	trees   recent[*transfer.Tree]
 	indexes recent[*transfer.Index]
+	parts   recent[*chunk.Part]
 	warming map[chunk.ID]chan struct{} // indexes that are being built; closed when they are there
 	theirs  map[string]*recent[bool]   // by peer: files that it had when it was asked last, or was sent
 }
@@ -58,6 +59,19 @@ func (k *known) putTree(id chunk.ID, t *transfer.Tree) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.trees.put(id, t, keptTrees)
+}
+
+// part returns the chunks of a file; nil when they are not known.
+func (k *known) part(id chunk.ID) *chunk.Part {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.parts.values[id]
+}
+
+func (k *known) putPart(id chunk.ID, p *chunk.Part) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.parts.put(id, p, keptParts)
 }
 
 // index returns a file's index, and builds it unless it is there or on its way.

@@ -17,7 +17,7 @@ import (
 // movers are two hosts with a sandbox that runs on the first.
 func movers(t *testing.T, fault func(migrate.Step) (migrate.Outcome, error)) (a, b *host, sb node.Sandbox) {
 	t.Helper()
-	a = newHostWith(t, "a", 0, fault)
+	a = newHostWith(t, "a", options{fault: fault})
 	b = newHost(t, "b", 0)
 	peertest.Join(t, a.Node, b.Node, b.Addr)
 	a.addImage(t, "base", content(1, 100_000))

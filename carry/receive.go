@@ -296,7 +296,9 @@ func (c *Carrier) serveCommit(w http.ResponseWriter, r *http.Request) {
 		parts, err = s.parts(m)
 	}
 	if err == nil {
-		err = c.rebuild(r.Context(), s, func(i int) io.Reader { return chunk.NewReader(r.Context(), c.cfg.Stage, *parts[i]) })
+		err = c.rebuild(r.Context(), s, func(ctx context.Context, i int, path string) error {
+			return c.decode(ctx, s, i, chunk.NewReader(ctx, c.cfg.Stage, *parts[i]), path)
+		})
 	}
 	if !c.settle(w, s, err) {
 		return
@@ -390,35 +392,38 @@ func (s *session) parts(m chunk.Manifest) ([]*chunk.Part, error) {
 	return parts, nil
 }
 
-// rebuild makes the files of an offer and commits them. delta is called once for each file that is not held: those of a
+// filler makes the file i of an offer at a path.
+type filler func(ctx context.Context, i int, path string) error
+
+// rebuild makes the files of an offer and commits them. fill is called once for each file that is not held: those of a
 // snapshot's state in order, then the root.
-func (c *Carrier) rebuild(ctx context.Context, s *session, delta func(i int) io.Reader) error {
+func (c *Carrier) rebuild(ctx context.Context, s *session, fill filler) error {
 	if s.offer.Kind == Image {
-		return c.rebuildImage(ctx, s, delta)
+		return c.rebuildImage(ctx, s, fill)
 	}
-	return c.rebuildSnapshot(ctx, s, delta)
+	return c.rebuildSnapshot(ctx, s, fill)
 }
 
 // fillRoot returns how the root of a session is made; nil when it is here.
-func (c *Carrier) fillRoot(s *session, delta func(int) io.Reader) func(context.Context, string) error {
+func (s *session) fillRoot(fill filler) func(context.Context, string) error {
 	if s.terms[0].Held {
 		return nil
 	}
-	return func(ctx context.Context, path string) error { return c.decode(ctx, s, 0, delta(0), path) }
+	return func(ctx context.Context, path string) error { return fill(ctx, 0, path) }
 }
 
-func (c *Carrier) rebuildImage(ctx context.Context, s *session, delta func(int) io.Reader) error {
+func (c *Carrier) rebuildImage(ctx context.Context, s *session, fill filler) error {
 	i, err := s.offer.image()
 	if err != nil {
 		return err
 	}
-	return c.cfg.Images.Receive(ctx, i.Root.Digest, c.fillRoot(s, delta), func(root sandbox.Root) error {
+	return c.cfg.Images.Receive(ctx, i.Root.Digest, s.fillRoot(fill), func(root sandbox.Root) error {
 		_, err := c.cfg.Images.Adopt(i, root)
 		return err
 	})
 }
 
-func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, delta func(int) io.Reader) error {
+func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, fill filler) error {
 	m, err := s.offer.snapshot()
 	if err != nil {
 		return err
@@ -428,12 +433,12 @@ func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, delta func(in
 		return err
 	}
 	for i := 1; i < len(s.offer.Files); i++ {
-		if err := c.state(ctx, s, i, delta, d.Dir); err != nil {
+		if err := s.state(ctx, i, fill, d.Dir); err != nil {
 			return errors.Join(err, d.Abort())
 		}
 	}
 	committed := false
-	err = c.cfg.Images.Receive(ctx, m.Spec.Root.Digest, c.fillRoot(s, delta), func(root sandbox.Root) error {
+	err = c.cfg.Images.Receive(ctx, m.Spec.Root.Digest, s.fillRoot(fill), func(root sandbox.Root) error {
 		local, err := node.Localize(m, root)
 		if err == nil {
 			committed = true // or aborted
@@ -448,7 +453,7 @@ func (c *Carrier) rebuildSnapshot(ctx context.Context, s *session, delta func(in
 }
 
 // state makes one file of a snapshot.
-func (c *Carrier) state(ctx context.Context, s *session, i int, delta func(int) io.Reader, dir string) error {
+func (s *session) state(ctx context.Context, i int, fill filler, dir string) error {
 	const op = "carry.Commit"
 	f := s.offer.Files[i]
 	path := filepath.Join(dir, filepath.FromSlash(f.Name[len(statePrefix):])) // snapshot.Decode has seen that it stays within
@@ -456,7 +461,7 @@ func (c *Carrier) state(ctx context.Context, s *session, i int, delta func(int) 
 		return fail(op, f.Name, diskKind(err), err)
 	}
 	if !s.terms[i].Held {
-		return c.decode(ctx, s, i, delta(i), path)
+		return fill(ctx, i, path)
 	}
 	if err := link(s.here[i], path); err != nil {
 		return fail(op, f.Name, diskKind(err), err)
@@ -476,7 +481,8 @@ func (c *Carrier) decode(ctx context.Context, s *session, i int, delta io.Reader
 		}
 		base = transfer.Image{At: b, Size: info.Size()}
 	}
-	o := transfer.DecodeOptions{MaxSize: max(f.Size, 1)}
+	// A snapshot is synced when it is committed; a root stands by itself.
+	o := transfer.DecodeOptions{MaxSize: max(f.Size, 1), Unsynced: f.Name != rootName}
 	if b := s.terms[i].Base; b != nil {
 		o.Base = c.known.tree(*b)
 	}

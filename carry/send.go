@@ -35,6 +35,9 @@ const (
 // Push sends something to a peer and returns when it is visible there. What the peer has already is not sent, and not an
 // error. report may be nil.
 func (c *Carrier) Push(ctx context.Context, kind Kind, ref, to string, report func(Progress)) (Result, error) {
+	if to == StoreName {
+		return c.toStore(ctx, kind, ref, report)
+	}
 	p, err := c.group.Find(to)
 	if err != nil {
 		return Result{}, err
@@ -49,9 +52,15 @@ func (c *Carrier) Push(ctx context.Context, kind Kind, ref, to string, report fu
 // Pull has a peer send something to this node. report may be nil.
 func (c *Carrier) Pull(ctx context.Context, kind Kind, ref, from string, report func(Progress)) (Result, error) {
 	const op = "carry.Pull"
+	if from == StoreName {
+		return c.fromStore(ctx, kind, ref, report)
+	}
 	p, err := c.group.Find(from)
 	if err != nil {
 		return Result{}, err
+	}
+	if res, done, err := c.pullNear(ctx, kind, ref, p, report); done || err != nil {
+		return res, err
 	}
 	end, err := c.group.Turn(ctx, p)
 	if err != nil {
@@ -464,7 +473,7 @@ func (s *sending) upload(ctx context.Context, h heldChunk) error {
 	}
 	_ = resp.Body.Close()
 	s.wire.Add(int64(len(h.data)))
-	s.c.meter.Sent(int64(len(h.data)), s.group.span(began))
+	s.c.meter.Sent(int64(len(h.data)), began)
 	return nil
 }
 

@@ -193,7 +193,9 @@ func (c *Carrier) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	err = c.rebuild(r.Context(), s, func(i int) io.Reader { return &runReader{in: body} })
+	err = c.rebuild(r.Context(), s, func(ctx context.Context, i int, path string) error {
+		return c.decode(ctx, s, i, &runReader{in: body}, path)
+	})
 	if !c.settle(w, s, err) {
 		return
 	}

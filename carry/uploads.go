@@ -3,7 +3,6 @@ package carry
 import (
 	"context"
 	"sync"
-	"time"
 )
 
 // uploads runs a bounded number of jobs at once; the first that fails ends the context.
@@ -11,9 +10,6 @@ type uploads struct {
 	cancel context.CancelCauseFunc
 	slots  chan struct{}
 	wg     sync.WaitGroup
-
-	mu   sync.Mutex
-	last time.Time // when a job ended last
 }
 
 // start prepares for at most n jobs at once.
@@ -38,15 +34,3 @@ func (u *uploads) run(ctx context.Context, job func() error) error {
 }
 
 func (u *uploads) wait() { u.wg.Wait() }
-
-// span is the time that a job which ends now adds to that of all jobs together.
-func (u *uploads) span(began time.Time) time.Duration {
-	now := time.Now()
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.last.After(began) {
-		began = u.last
-	}
-	u.last = now
-	return now.Sub(began)
-}

@@ -73,6 +73,9 @@ type Store interface {
 	// before have reached the disk. It fails with Invalid for a bad name.
 	SetRef(ctx context.Context, name string, id ID) error
 
+	// Ref returns the manifest that a ref names. It fails with NotFound when there is no such ref.
+	Ref(ctx context.Context, name string) (ID, error)
+
 	// Refs returns all refs.
 	Refs(ctx context.Context) (map[string]ID, error)
 

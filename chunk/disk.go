@@ -319,6 +319,22 @@ func (d *Disk) SetRef(_ context.Context, name string, id ID) error {
 	return nil
 }
 
+// Ref implements Store.
+func (d *Disk) Ref(_ context.Context, name string) (ID, error) {
+	const op = "chunk.Ref"
+	if err := CheckRefName(name); err != nil {
+		return ID{}, err
+	}
+	text, err := os.ReadFile(d.path("refs", url.PathEscape(name)))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return ID{}, sandbox.Errorf(op, sandbox.NotFound, name, "no such ref")
+	case err != nil:
+		return ID{}, sandbox.E(op, sandbox.Internal, name, err)
+	}
+	return ParseID(strings.TrimSpace(string(text)))
+}
+
 // Refs implements Store.
 func (d *Disk) Refs(context.Context) (map[string]ID, error) {
 	const op = "chunk.Refs"

@@ -5,23 +5,25 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 
 	"github.com/zeebo/blake3"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// WritePart cuts what r gives into chunks of CutSize, puts them under the lease and returns the part of a manifest that
-// they are.
-func WritePart(ctx context.Context, l *Lease, name string, r io.Reader) (Part, error) {
+// Cut cuts what r gives into chunks of CutSize and returns the part of a manifest that they are. each gets every chunk, whose
+// bytes it may keep.
+func Cut(name string, r io.Reader, each func(id ID, data []byte) error) (Part, error) {
 	p := Part{Name: name}
 	whole := blake3.New()
-	for buf := make([]byte, CutSize); ; {
+	for {
+		buf := make([]byte, CutSize)
 		n, err := io.ReadFull(r, buf)
 		if n > 0 {
 			_, _ = whole.Write(buf[:n]) // a hash does not fail
-			id, err := l.Put(ctx, buf[:n])
-			if err != nil {
+			id := Sum(buf[:n])
+			if err := each(id, buf[:n]); err != nil {
 				return Part{}, err
 			}
 			p.Chunks = append(p.Chunks, Ref{ID: id, Size: n})
@@ -32,9 +34,42 @@ func WritePart(ctx context.Context, l *Lease, name string, r io.Reader) (Part, e
 			whole.Sum(p.Digest[:0])
 			return p, nil
 		case err != nil:
-			return Part{}, sandbox.E("chunk.WritePart", "", name, err)
+			return Part{}, sandbox.E("chunk.Cut", "", name, err)
 		}
 	}
+}
+
+// writers is how many chunks of a part are put at once: object stores are far away.
+const writers = 8
+
+// WritePart cuts what r gives, puts the chunks under the lease and returns the part that they are.
+func WritePart(ctx context.Context, l *Lease, name string, r io.Reader) (Part, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	slots := make(chan struct{}, writers)
+	var wg sync.WaitGroup
+	p, err := Cut(name, r, func(_ ID, data []byte) error {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if _, err := l.Put(ctx, data); err != nil {
+				cancel(err)
+			}
+		})
+		return nil
+	})
+	wg.Wait()
+	if why := context.Cause(ctx); why != nil {
+		err = why
+	}
+	if err != nil {
+		return Part{}, sandbox.E("chunk.WritePart", "", name, err)
+	}
+	return p, nil
 }
 
 // NewReader returns a reader of a part's content, chunk by chunk from a store. At the end it fails with Invalid, and not

@@ -19,8 +19,8 @@ type collector struct {
 	sandboxes, pool, cpu, memory, memoryLimit, disk, diskLimit, pids, rx, tx *prometheus.Desc
 }
 
-// newMetrics serves the node's metrics and those of more, which may be nil.
-func newMetrics(n *node.Node, more prometheus.Collector) http.Handler {
+// newMetrics serves the node's metrics and those of more, each of which may be nil.
+func newMetrics(n *node.Node, more ...prometheus.Collector) http.Handler {
 	of := []string{"sandbox", "name", "team", "template"}
 	c := &collector{
 		node:        n,
@@ -37,8 +37,10 @@ func newMetrics(n *node.Node, more prometheus.Collector) http.Handler {
 	}
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(c)
-	if more != nil {
-		reg.MustRegister(more)
+	for _, m := range more {
+		if m != nil {
+			reg.MustRegister(m)
+		}
 	}
 	return promhttp.HandlerFor(reg, promhttp.HandlerOpts{})
 }

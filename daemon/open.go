@@ -14,6 +14,7 @@ import (
 	_ "modernc.org/sqlite" // the driver of the node's database
 
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/network"
 	"github.com/atoll-run/atoll/node"
@@ -44,6 +45,9 @@ type Config struct {
 	Ready  func(Endpoint) // called once it serves; may be nil
 	Name   string         // by which other nodes know this one; default: the host's
 	Uplink float64        // bytes per second that may be sent to other nodes; 0: no limit
+	Site   string         // where this node is, "region/place", for what is fetched from the nearest; may be empty
+	Store  string         // URL of an object store to push to and pull from; may be empty
+	Cache  Cache          // of chunks that are fetched
 }
 
 // Parts is a node with what it stands on.
@@ -54,6 +58,7 @@ type Parts struct {
 
 	snapshots *snapshot.Store
 	peers     native.Peering // empty until Run has opened it
+	cache     *cache.Cache   // as above
 
 	closers []io.Closer // in the order of opening
 }

@@ -21,8 +21,10 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// sweepEvery is how often chunks of pushes that did not go on are looked for.
-const sweepEvery = time.Hour
+const (
+	sweepEvery      = time.Hour      // chunks of pushes that did not go on, and where the peers are
+	sweepStoreEvery = 24 * time.Hour // what the object store need not keep: to list it costs money
+)
 
 // openPeers opens what connects this node to others.
 func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
@@ -39,7 +41,14 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 		return err
 	}
 	p.closers = append(p.closers, stage)
-	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Stage: stage,
+	if p.cache, err = p.openCache(cfg); err != nil {
+		return err
+	}
+	store, err := p.openStore(cfg)
+	if err != nil {
+		return err
+	}
+	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Stage: stage, Cache: p.cache, Store: store,
 		Pacer: pace.New(cfg.Uplink, pace.DefaultShares), Log: cfg.Log})
 	name := cfg.Name
 	if name == "" {
@@ -47,7 +56,7 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 			name = p.Home.prefix()
 		}
 	}
-	group, err := peer.Open(peer.Config{Dir: p.Home.path("peers"), Name: name, Cert: cert, Log: cfg.Log, Handler: carrier.Handler()})
+	group, err := peer.Open(peer.Config{Dir: p.Home.path("peers"), Name: name, Site: cfg.Site, Cert: cert, Log: cfg.Log, Handler: carrier.Handler()})
 	if err != nil {
 		return err
 	}
@@ -59,11 +68,23 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 }
 
 // tend ends moves that a restart interrupted, and sweeps, until ctx ends.
-func tend(ctx context.Context, cfg Config, c *carry.Carrier) {
+func tend(ctx context.Context, cfg Config, g *peer.Group, c *carry.Carrier) {
 	var recovering sync.WaitGroup
 	recovering.Go(func() { c.Recover(ctx) }) // which lasts as long as a peer is out of reach
 	defer recovering.Wait()
+	swept := time.Now()
 	for tick := time.NewTicker(sweepEvery); ; {
+		if time.Since(swept) > sweepStoreEvery {
+			swept = time.Now()
+			if err := c.SweepStore(ctx, swept); err != nil && ctx.Err() == nil {
+				cfg.Log.Warn("sweeping the object store", "error", err)
+			}
+		}
+		for _, p := range g.List() {
+			if _, err := g.Ping(ctx, p); err != nil { // it says where it is
+				cfg.Log.Debug("a node does not answer", "node", p.ID, "error", err)
+			}
+		}
 		if err := c.Sweep(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			cfg.Log.Warn("sweeping chunks", "error", err)
 		}

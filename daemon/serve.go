@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer preparing.Wait() // before the node that it works on is closed
 	defer stop()
 	failed := make(chan error, 1)
-	preparing.Go(func() { tend(background, cfg, p.peers.Carrier) })
+	preparing.Go(func() { tend(background, cfg, p.peers.Group, p.peers.Carrier) })
 	go func() { failed <- srv.Serve(ln) }()
 	if cfg.Ready != nil {
 		cfg.Ready(ep)
@@ -120,7 +120,7 @@ func (p *Parts) handler(cfg Config) http.Handler {
 	} else {
 		mux.Handle("/v1/", models)
 	}
-	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node, modelMetrics)))
+	mux.Handle("GET /metrics", p.rootOnly(newMetrics(p.Node, modelMetrics, p.chunkMetrics())))
 	mux.Handle("/", e2bAPI)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if e2b.IsTraffic(r) {

@@ -31,10 +31,11 @@ import (
 
 // Peer is a node that this one trusts.
 type Peer struct {
-	ID     string    `json:"id"`   // see IDOf
-	Name   string    `json:"name"` // as it calls itself; not unique
-	Addr   string    `json:"addr"` // host:port where it says that it is reached; may be wrong from here
-	CA     []byte    `json:"ca"`   // its authority's certificate, DER
+	ID     string    `json:"id"`             // see IDOf
+	Name   string    `json:"name"`           // as it calls itself; not unique
+	Addr   string    `json:"addr"`           // host:port where it says that it is reached; may be wrong from here
+	CA     []byte    `json:"ca"`             // its authority's certificate, DER
+	Site   string    `json:"site,omitempty"` // where it says that it is, "region/place"; empty: it does not say
 	Joined time.Time `json:"joined"`
 }
 
@@ -42,6 +43,7 @@ type Peer struct {
 type Config struct {
 	Dir  string          // one file for each peer
 	Name string          // of this node
+	Site string          // where this node is, "region/place"; may be empty
 	Cert tls.Certificate // of this node, for both ends of a connection: leaf, then its authority
 	Log  *slog.Logger
 	Now  func() time.Time // nil means time.Now
@@ -121,7 +123,7 @@ func (p Peer) check() error {
 		return err
 	case !ca.IsCA || IDOf(ca) != p.ID:
 		return errors.New("the certificate is not that of the node's authority")
-	case len(p.Name) > 200 || len(p.Addr) > 300 || strings.ContainsFunc(p.Name+p.Addr, func(r rune) bool { return r < ' ' || r == 0x7f }):
+	case len(p.Name) > 200 || len(p.Addr) > 300 || len(p.Site) > 200 || strings.ContainsFunc(p.Name+p.Addr+p.Site, func(r rune) bool { return r < ' ' || r == 0x7f }):
 		return errors.New("the name or the address is no such thing")
 	}
 	return nil
@@ -129,6 +131,21 @@ func (p Peer) check() error {
 
 // ID is this node's.
 func (g *Group) ID() string { return g.id }
+
+// Site is where this node is, "region/place"; empty when nobody said.
+func (g *Group) Site() string { return g.cfg.Site }
+
+// moved notes where a peer says that it is now.
+func (g *Group) moved(id, site string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p, ok := g.peers[id]; ok && p.Site != site {
+		p.Site = site
+		if p.check() == nil {
+			g.peers[id] = p
+		}
+	}
+}
 
 // Advertise sets where this node is reached; it is told to nodes that are joined from then on.
 func (g *Group) Advertise(addr string) {
@@ -148,7 +165,7 @@ func (g *Group) Addr() string {
 func (g *Group) self() Peer {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return Peer{ID: g.id, Name: g.cfg.Name, Addr: g.addr, CA: g.authority.Raw}
+	return Peer{ID: g.id, Name: g.cfg.Name, Site: g.cfg.Site, Addr: g.addr, CA: g.authority.Raw}
 }
 
 // List returns the peers by name.

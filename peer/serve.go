@@ -238,7 +238,7 @@ func (g *Group) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Path == alivePath {
-		Answer(w, alive{ID: g.id, Name: g.cfg.Name})
+		Answer(w, alive{ID: g.id, Name: g.cfg.Name, Site: g.cfg.Site})
 		return
 	}
 	g.cfg.Handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), fromKey{}, p)))
@@ -249,6 +249,7 @@ const alivePath = "/peer/v1/alive"
 type alive struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
+	Site string `json:"site,omitempty"`
 }
 
 // Ping asks a peer whether it is there and returns how long the answer took.
@@ -262,6 +263,7 @@ func (g *Group) Ping(ctx context.Context, p Peer) (time.Duration, error) {
 	if err := l.Call(ctx, http.MethodGet, alivePath, nil, &a); err != nil {
 		return 0, err
 	}
+	g.moved(p.ID, a.Site)
 	return time.Since(began), nil
 }
 

@@ -1,9 +1,12 @@
 package snapshot
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -29,7 +32,10 @@ func (s *Store) Receive(id string) (*Draft, error) {
 // m, by names, sizes and digests, and with Exists when it came another way meanwhile. On an error the draft is removed.
 func (d *Draft) CommitReceived(m Manifest) (Manifest, error) {
 	const op = "snapshot.Receive"
+	synced := make(chan error, 1)
+	go func() { synced <- syncTree(d.Dir) }() // while they are compared
 	files, err := listFiles(d.Dir, true)
+	err = errors.Join(err, <-synced)
 	if err == nil && (m.ID != d.id || !slices.Equal(files, m.Files)) {
 		err = sandbox.Errorf(op, sandbox.Invalid, d.id, "what came is not what its manifest says")
 	}
@@ -49,4 +55,30 @@ func (d *Draft) CommitReceived(m Manifest) (Manifest, error) {
 		err = sandbox.E(op, diskKind(err), d.id, err)
 	}
 	return Manifest{}, err
+}
+
+// syncTree sees to it that all files and folders below dir are on disk: all at once, so that the disk writes its journal for
+// several at a time.
+func syncTree(dir string) error {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	var mu sync.Mutex
+	var errs []error
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() && !e.IsDir() {
+			return err
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := syncDir(path); err != nil { // a file is synced as a folder is
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, err)
+			}
+		})
+		return nil
+	})
+	wg.Wait()
+	return errors.Join(append(errs, err)...)
 }

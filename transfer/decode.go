@@ -23,6 +23,8 @@ type DecodeOptions struct {
 	Want Digest
 	// MaxSize bounds the image, in bytes; 0 leaves it at 1 TiB.
 	MaxSize int64
+	// Unsynced has DecodeFile return before the file is on disk, though on its way there: the caller syncs it.
+	Unsynced bool
 	// Sparse says that the output reads as zero already, so that zero pages are not written.
 	Sparse bool
 }

@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // OpenImage opens a file as an image. The caller closes it.
@@ -25,6 +27,17 @@ func OpenImage(path string) (Image, io.Closer, error) {
 	return Image{f, info.Size()}, f, nil
 }
 
+// written is a file whose pages go to the disk while more are written, so that syncing it at the end is short.
+type written struct{ *os.File }
+
+func (w written) WriteAt(p []byte, off int64) (int, error) {
+	n, err := w.File.WriteAt(p, off)
+	if n > 0 { // a hint: what is not on disk yet is when it is synced
+		_ = unix.SyncFileRange(int(w.Fd()), off, int64(n), unix.SYNC_FILE_RANGE_WRITE)
+	}
+	return n, err
+}
+
 // DecodeFile rebuilds an image as the file path, which appears when all of it is verified and on disk, and not before;
 // a file that was there is replaced. It is sparse where the image is zero.
 func DecodeFile(ctx context.Context, r io.Reader, base Image, path string, o DecodeOptions) (res Result, err error) {
@@ -38,16 +51,23 @@ func DecodeFile(ctx context.Context, r io.Reader, base Image, path string, o Dec
 		}
 	}()
 	o.Sparse = true
-	if res, err = Decode(ctx, r, base, f, o); err != nil {
+	if res, err = Decode(ctx, r, base, written{f}, o); err != nil {
 		return res, err
 	}
-	if err := errors.Join(f.Truncate(res.Tree.Size()), f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+	err = errors.Join(f.Truncate(res.Tree.Size()), f.Chmod(0o644))
+	if err == nil && !o.Unsynced {
+		err = f.Sync()
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
 		return res, err
 	}
 	name := f.Name()
 	f = nil
 	if err := os.Rename(name, path); err != nil {
 		return res, errors.Join(err, os.Remove(name))
+	}
+	if o.Unsynced {
+		return res, nil
 	}
 	return res, syncDir(filepath.Dir(path))
 }

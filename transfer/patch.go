@@ -26,9 +26,8 @@ const (
 func diff(page, old []byte) (p patch, ok bool) {
 	var changes [maxPatch + 2*binary.MaxVarintLen64]byte
 	list, data, n, end := changes[:0], 0, 0, 0 // end of the last change
-	begin := 0
 	for at := nextDifference(page, old, 0); at < len(page); {
-		begin = at
+		begin := at
 		stop := at + 1 // after the last byte that differs
 		for i := stop; i < len(page) && i-stop < mergeGap; i++ {
 			if page[i] != old[i] {

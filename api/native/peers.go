@@ -45,6 +45,7 @@ type NodeInfo struct {
 	ID      string        `json:"id"`
 	Name    string        `json:"name"`
 	Addr    string        `json:"addr"`
+	Site    string        `json:"site,omitempty"` // where it says that it is, "region/place"
 	Joined  time.Time     `json:"joined"`
 	Answers time.Duration `json:"answers,omitempty"` // how long an answer takes; 0: it does not
 	Error   string        `json:"error,omitempty"`   // why it does not
@@ -113,6 +114,9 @@ func look(ctx context.Context, g *peer.Group, p peer.Peer) NodeInfo {
 	var err error
 	if info.Answers, err = g.Ping(ctx, p); err != nil {
 		info.Error = ProblemOf(err).Detail
+	}
+	if p, err = g.Find(p.ID); err == nil {
+		info.Site = p.Site // as it has just said
 	}
 	return info
 }

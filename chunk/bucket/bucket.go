@@ -11,6 +11,7 @@ import (
 	"errors"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"gocloud.dev/blob"
@@ -39,8 +40,9 @@ const defaultFresh = 7 * 24 * time.Hour
 
 // Bucket is a chunk.Store. Chunks are the objects "chunks/ab/cdef...", refs are "refs/NAME".
 type Bucket struct {
-	blobs *blob.Bucket
-	opts  Options
+	blobs   *blob.Bucket
+	opts    Options
+	written atomic.Int64 // bytes of chunks
 }
 
 var _ chunk.Store = (*Bucket)(nil)
@@ -102,8 +104,12 @@ func (b *Bucket) Put(ctx context.Context, data []byte) (chunk.ID, error) {
 	if err := b.blobs.WriteAll(ctx, chunkKey(id), envelope, nil); err != nil {
 		return chunk.ID{}, fail(op, id.String(), err)
 	}
+	b.written.Add(int64(len(envelope)))
 	return id, nil
 }
+
+// Written returns how many bytes of chunks were written since the bucket was opened, as they are kept.
+func (b *Bucket) Written() int64 { return b.written.Load() }
 
 // there reports whether a chunk is there and young.
 func (b *Bucket) there(ctx context.Context, id chunk.ID) (bool, error) {
@@ -233,6 +239,18 @@ func (b *Bucket) SetRef(ctx context.Context, name string, id chunk.ID) error {
 		return fail("bucket.SetRef", name, err)
 	}
 	return nil
+}
+
+// Ref implements chunk.Store.
+func (b *Bucket) Ref(ctx context.Context, name string) (chunk.ID, error) {
+	if err := chunk.CheckRefName(name); err != nil {
+		return chunk.ID{}, err
+	}
+	text, err := b.read(ctx, refPrefix+name, maxRef)
+	if err != nil {
+		return chunk.ID{}, fail("bucket.Ref", name, err)
+	}
+	return chunk.ParseID(strings.TrimSpace(string(text)))
 }
 
 // Refs implements chunk.Store.

@@ -29,7 +29,6 @@ type Origin func(ctx context.Context, id chunk.ID) ([]byte, error)
 // Cache reads chunks through its tiers. It is safe for use by several goroutines.
 type Cache struct {
 	tiers  []Tier
-	origin Origin
 	counts []counts // of each tier; the last is the origin's
 
 	mu      sync.Mutex
@@ -45,12 +44,13 @@ type flight struct {
 type counts struct{ hits, misses, bytes, nanoseconds atomic.Int64 }
 
 // New returns a cache; tiers come nearest first.
-func New(origin Origin, tiers ...Tier) *Cache {
-	return &Cache{tiers: tiers, origin: origin, counts: make([]counts, len(tiers)+1), flights: make(map[chunk.ID]*flight)}
+func New(tiers ...Tier) *Cache {
+	return &Cache{tiers: tiers, counts: make([]counts, len(tiers)+1), flights: make(map[chunk.ID]*flight)}
 }
 
-// Get returns a chunk's content, which the caller must not change.
-func (c *Cache) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
+// Get returns a chunk's content, which the caller must not change. origin is asked when no tier has it, once for all who want
+// it at the time.
+func (c *Cache) Get(ctx context.Context, id chunk.ID, origin Origin) ([]byte, error) {
 	if len(c.tiers) > 0 { // the first tier is asked without waiting for anyone
 		if data, ok := c.ask(ctx, 0, id); ok {
 			return data, nil
@@ -72,7 +72,7 @@ func (c *Cache) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 		}
 	}
 	// Others may wait for this fetch: it ends when it ends, not when the first reader goes.
-	f.data, f.err = c.fetch(context.WithoutCancel(ctx), id)
+	f.data, f.err = c.fetch(context.WithoutCancel(ctx), id, origin)
 	c.mu.Lock()
 	delete(c.flights, id)
 	c.mu.Unlock()
@@ -81,7 +81,7 @@ func (c *Cache) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
 }
 
 // fetch asks the tiers behind the first, then the origin, and promotes what it finds.
-func (c *Cache) fetch(ctx context.Context, id chunk.ID) ([]byte, error) {
+func (c *Cache) fetch(ctx context.Context, id chunk.ID, from Origin) ([]byte, error) {
 	for i := 1; i < len(c.tiers); i++ {
 		if data, ok := c.ask(ctx, i, id); ok {
 			c.promote(ctx, i, id, data)
@@ -90,7 +90,7 @@ func (c *Cache) fetch(ctx context.Context, id chunk.ID) ([]byte, error) {
 	}
 	origin := &c.counts[len(c.tiers)]
 	began := time.Now()
-	data, err := c.origin(ctx, id)
+	data, err := from(ctx, id)
 	if err == nil {
 		err = verify(id, data)
 	}

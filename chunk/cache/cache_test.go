@@ -49,6 +49,18 @@ func (o *origin) get(_ context.Context, id chunk.ID) ([]byte, error) {
 	return nil, sandbox.Errorf("origin", sandbox.NotFound, id.String(), "no such chunk")
 }
 
+// reader reads through a cache from one origin.
+type reader struct {
+	*cache.Cache
+	origin cache.Origin
+}
+
+func over(o cache.Origin, tiers ...cache.Tier) *reader { return &reader{cache.New(tiers...), o} }
+
+func (r *reader) Get(ctx context.Context, id chunk.ID) ([]byte, error) {
+	return r.Cache.Get(ctx, id, r.origin)
+}
+
 func memory(t testing.TB, limit int64) *cache.Memory {
 	t.Helper()
 	m, err := cache.NewMemory(limit)
@@ -72,7 +84,7 @@ func disk(t testing.TB, dir string, limit int64) (*cache.Disk, *chunk.Disk) {
 	return d, s
 }
 
-func read(t testing.TB, c *cache.Cache, i int) {
+func read(t testing.TB, c *reader, i int) {
 	t.Helper()
 	got, err := c.Get(ctx, chunk.Sum(content(i)))
 	if err != nil || !bytes.Equal(got, content(i)) {
@@ -80,7 +92,7 @@ func read(t testing.TB, c *cache.Cache, i int) {
 	}
 }
 
-func hits(c *cache.Cache) (n []int64) {
+func hits(c *reader) (n []int64) {
 	for _, s := range c.Stats() {
 		n = append(n, s.Hits)
 	}
@@ -95,17 +107,17 @@ func TestAChunkIsFoundInTheNearestTierAndPromoted(t *testing.T) {
 	o := newOrigin()
 	shared := cache.NewRedis(client, time.Hour, silent)
 	d, _ := disk(t, t.TempDir(), 64<<20)
-	one := cache.New(o.get, memory(t, 64<<20), shared, d)
+	one := over(o.get, memory(t, 64<<20), shared, d)
 	read(t, one, 1)
 	read(t, one, 1)
 	if h := hits(one); h[0] != 1 || h[1] != 0 || h[2] != 0 || h[3] != 1 {
 		t.Errorf("hits %v", h)
 	}
 	// Another process with the same disk, another node with the same Redis.
-	again := cache.New(o.get, memory(t, 64<<20), d)
+	again := over(o.get, memory(t, 64<<20), d)
 	read(t, again, 1)
 	read(t, again, 1)
-	near := cache.New(o.get, memory(t, 64<<20), shared)
+	near := over(o.get, memory(t, 64<<20), shared)
 	read(t, near, 1)
 	read(t, near, 1)
 	for _, h := range [][]int64{hits(again), hits(near)} {
@@ -126,7 +138,7 @@ func TestAChunkIsFoundInTheNearestTierAndPromoted(t *testing.T) {
 func TestTiersStayWithinTheirLimitsAndTheOriginIsAskedAgain(t *testing.T) {
 	o := newOrigin()
 	d, store := disk(t, t.TempDir(), 1<<20)
-	c := cache.New(o.get, memory(t, 256<<10), d)
+	c := over(o.get, memory(t, 256<<10), d)
 	for i := range 100 {
 		read(t, c, i)
 	}
@@ -153,13 +165,13 @@ func TestADamagedCopyIsNotUsed(t *testing.T) {
 	if err := srv.Set("atoll:chunk:"+id.String(), "something else"); err != nil {
 		t.Fatal(err)
 	}
-	c := cache.New(newOrigin().get, cache.NewRedis(client, time.Hour, silent))
+	c := over(newOrigin().get, cache.NewRedis(client, time.Hour, silent))
 	read(t, c, 1)
 	read(t, c, 1)
 	if h := hits(c); h[0] != 1 {
 		t.Errorf("hits %v: the damaged copy was not replaced", h)
 	}
-	lying := cache.New(func(context.Context, chunk.ID) ([]byte, error) { return []byte("lie"), nil }, memory(t, 1<<20))
+	lying := over(func(context.Context, chunk.ID) ([]byte, error) { return []byte("lie"), nil }, memory(t, 1<<20))
 	for range 2 {
 		if _, err := lying.Get(ctx, id); !sandbox.Is(err, sandbox.Invalid) {
 			t.Errorf("a lie is believed: %v", err)
@@ -171,7 +183,7 @@ func TestATierThatIsGoneHasNothing(t *testing.T) {
 	srv := miniredis.RunT(t)
 	client := redis.NewClient(&redis.Options{Addr: srv.Addr(), MaxRetries: -1})
 	defer client.Close()
-	c := cache.New(newOrigin().get, cache.NewRedis(client, time.Hour, silent))
+	c := over(newOrigin().get, cache.NewRedis(client, time.Hour, silent))
 	srv.Close()
 	read(t, c, 1)
 	if _, err := c.Get(ctx, chunk.ID{1}); !sandbox.Is(err, sandbox.NotFound) {
@@ -182,7 +194,7 @@ func TestATierThatIsGoneHasNothing(t *testing.T) {
 func TestReadersOfOneChunkShareOneFetch(t *testing.T) {
 	o := newOrigin()
 	begun, release := make(chan struct{}, 100), make(chan struct{})
-	c := cache.New(func(ctx context.Context, id chunk.ID) ([]byte, error) {
+	c := over(func(ctx context.Context, id chunk.ID) ([]byte, error) {
 		begun <- struct{}{}
 		<-release
 		return o.get(ctx, id)
@@ -203,7 +215,7 @@ func TestReadersOfOneChunkShareOneFetch(t *testing.T) {
 }
 
 func BenchmarkMemoryHit(b *testing.B) {
-	c := cache.New(newOrigin().get, memory(b, 64<<20))
+	c := over(newOrigin().get, memory(b, 64<<20))
 	read(b, c, 1)
 	id := chunk.Sum(content(1))
 	for b.Loop() {
@@ -215,7 +227,7 @@ func BenchmarkMemoryHit(b *testing.B) {
 
 // conformance: W4
 func TestAMemoryHitIsMeasured(t *testing.T) {
-	c := cache.New(newOrigin().get, memory(t, 64<<20))
+	c := over(newOrigin().get, memory(t, 64<<20))
 	const n = 100_000
 	read(t, c, 1)
 	before := c.Stats()[0]

@@ -217,6 +217,13 @@ func survives(t *testing.T, sub Subject) {
 	if got, err := s.Get(ctx, id); err != nil || !bytes.Equal(got, data) {
 		t.Error(err)
 	}
+	if got, err := s.Ref(ctx, "kept"); err != nil || got != id {
+		t.Errorf("the ref leads to %v, %v", got, err)
+	}
+	_, err := s.Ref(ctx, "missing")
+	wantKind(t, err, sandbox.NotFound)
+	_, err = s.Ref(ctx, "../kept")
+	wantKind(t, err, sandbox.Invalid)
 	if got, err := s.Refs(ctx); err != nil || got["kept"] != id || len(got) != 1 {
 		t.Errorf("%v, %v", got, err)
 	}

@@ -15,8 +15,9 @@ type Meter struct {
 	now func() time.Time
 
 	mu   sync.Mutex
-	link decaying // bytes sent, by seconds of sending
-	cpu  decaying // seconds of the table's core, by seconds that it took
+	last time.Time // until when sending has been counted
+	link decaying  // bytes sent, by seconds of sending
+	cpu  decaying  // seconds of the table's core, by seconds that it took
 }
 
 // NewMeter returns a meter that has measured nothing. now is the clock; nil means time.Now.
@@ -27,11 +28,17 @@ func NewMeter(now func() time.Time) *Meter {
 	return &Meter{now: now}
 }
 
-// Sent says that n bytes were on their way for d, with all streams together.
-func (m *Meter) Sent(n int64, d time.Duration) {
+// Sent says that n bytes that were on their way since began have arrived now. Time in which others were on their way too
+// counts once.
+func (m *Meter) Sent(n int64, began time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.link.add(m.now(), float64(n), d.Seconds())
+	now := m.now()
+	if m.last.After(began) {
+		began = m.last
+	}
+	m.last = now
+	m.link.add(now, float64(n), now.Sub(began).Seconds())
 }
 
 // Worked says that packing n bytes by a plan took d on one core.

@@ -182,7 +182,7 @@ func TestWhatIsMeasuredIsForgottenAfterThirtySeconds(t *testing.T) {
 	if m.Link() != DefaultLink || m.CPU(2) != (CPU{2, 1}) {
 		t.Error("an unused meter has measured something")
 	}
-	m.Sent(50e6, time.Second)
+	m.Sent(50e6, now.Add(-time.Second))
 	m.Worked(Plan{Coder: S2}, 275e6, time.Second)
 	if got := m.Link().Bandwidth; got != 50e6 {
 		t.Errorf("the link carries %g", got)
@@ -191,7 +191,7 @@ func TestWhatIsMeasuredIsForgottenAfterThirtySeconds(t *testing.T) {
 		t.Errorf("the processor is %g as fast", got)
 	}
 	now = now.Add(10 * time.Second)
-	m.Sent(1e6, time.Second)
+	m.Sent(1e6, now.Add(-time.Second))
 	if got := m.Link().Bandwidth; got > 25e6 || got < 1e6 {
 		t.Errorf("after slower sending the link carries %g", got)
 	}

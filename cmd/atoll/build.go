@@ -177,7 +177,7 @@ func (a *app) imagePushCommand() *cobra.Command {
 	var req native.PullRequest
 	cmd := &cobra.Command{Use: "push IMAGE [TARGET]", Short: "Upload an image to a registry", Args: cobra.RangeArgs(1, 2)}
 	password := a.registryFlags(cmd, &req)
-	to := cmd.Flags().String("to", "", "another `node` instead of a registry, see `atoll node`")
+	to := cmd.Flags().String("to", "", "another `node` instead of a registry, see `atoll node`, or 'store'")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *to != "" {
 			return a.carry(cmd.Context(), &format{}, native.CarryRequest{Kind: carry.Image, Ref: args[0], Node: *to})
@@ -271,7 +271,7 @@ func (a *app) imagePullCommand() *cobra.Command {
 	var req native.PullRequest
 	cmd := &cobra.Command{Use: "pull IMAGE", Short: "Fetch an image from a registry; `base` is made from packages", Args: exact("an image")}
 	password := a.registryFlags(cmd, &req)
-	from := cmd.Flags().String("from", "", "another `node` instead of a registry, see `atoll node`")
+	from := cmd.Flags().String("from", "", "another `node` instead of a registry, see `atoll node`, or 'store'")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *from != "" {
 			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: carry.Image, Ref: args[0], Node: *from, Pull: true})

@@ -93,6 +93,7 @@ func (a *app) nodeListCommand() *cobra.Command {
 			{head: "ID", cell: func(n native.NodeInfo) string { return shortID(n.ID) }},
 			{head: "NAME", cell: func(n native.NodeInfo) string { return n.Name }},
 			{head: "ADDRESS", cell: func(n native.NodeInfo) string { return n.Addr }},
+			{head: "SITE", cell: func(n native.NodeInfo) string { return n.Site }},
 			{head: "ANSWERS", cell: func(n native.NodeInfo) string {
 				if n.Error != "" {
 					return "no: " + n.Error
@@ -120,6 +121,7 @@ func (a *app) carryCommand(use, short string, pull bool) *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
 		Use: use + " SNAPSHOT NODE", Short: short, Args: exact("a snapshot", "a node"),
+		Long: short + ".\nInstead of a node, `store` is the object store that the daemon was given by `atoll up --store`.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: carry.Snapshot, Ref: args[0], Node: args[1], Pull: pull})
 		},

@@ -24,13 +24,13 @@ func (a *app) upCommand() *cobra.Command {
 	var runtimes string
 	var pools []string
 	var detach, logJSON bool
-	var uplink size
+	uplink, memory, disk := size(0), size(daemon.DefaultCache.Memory), size(daemon.DefaultCache.Disk)
 	cmd := &cobra.Command{
 		Use: "up", Short: "Start the daemon: E2B's API, our own, and sandboxes that outlive commands", Args: exact(),
 		Long: "Up serves one port: E2B's API, our own under /api, traffic to sandboxes, and /metrics. State is in --home. When\n" +
 			"it ends, even by force, its sandboxes go on, and the next one finds them. The first start writes the root key\n" +
 			"to credentials in --home.",
-		Example: "  atoll up\n  atoll up -d --pool base=4\n  ATOLL_ADDR=0.0.0.0:7700 atoll up --tls --domain sandboxes.example.com",
+		Example: "  atoll up\n  atoll up -d --pool base=4\n  atoll up --site eu/frankfurt --store s3://snapshots\n  ATOLL_ADDR=0.0.0.0:7700 atoll up --tls --domain sandboxes.example.com",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if detach && os.Getenv(detached) == "" {
 				return a.upDetached(cmd.Context())
@@ -49,7 +49,7 @@ func (a *app) upCommand() *cobra.Command {
 			if cfg.Pools, err = parsePools(pools); err != nil {
 				return err
 			}
-			cfg.Uplink = float64(uplink)
+			cfg.Uplink, cfg.Cache.Memory, cfg.Cache.Disk = float64(uplink), int64(memory), int64(disk)
 			cfg.Ready = func(ep daemon.Endpoint) { a.welcome(cfg, ep) }
 			return daemon.Run(cmd.Context(), cfg)
 		},
@@ -64,6 +64,11 @@ func (a *app) upCommand() *cobra.Command {
 	fl.BoolVar(&cfg.TLS, "tls", false, "serve TLS, with a certificate of the home's own authority")
 	fl.StringVar(&cfg.Name, "name", "", "the `name` by which other nodes know this one (default: the host's)")
 	fl.Var(&uplink, "uplink", "the most that is sent to other nodes, in `bytes` a second: 12M")
+	fl.StringVar(&cfg.Site, "site", "", "where this node is, `REGION/PLACE`: what comes from afar is fetched once for each")
+	fl.StringVar(&cfg.Store, "store", "", "an object store to push to and pull from as `URL`: s3://BUCKET, azblob://CONTAINER, file:///DIR")
+	fl.Var(&memory, "cache-memory", "how many `bytes` of fetched chunks to keep in memory")
+	fl.Var(&disk, "cache-disk", "how many `bytes` of them to keep on disk")
+	fl.StringVar(&cfg.Cache.Redis, "cache-redis", "", "a Redis that nodes share for them, as `URL`: redis://HOST:6379")
 	fl.BoolVar(&logJSON, "log-json", false, "log as JSON lines")
 	return cmd
 }

@@ -59,7 +59,13 @@ type Node struct {
 // Listen opens a group in a fresh directory, whose peers are answered by handler, and listens on a port of this host.
 func Listen(t testing.TB, name string, handler http.Handler, public *tls.Config) *Node {
 	t.Helper()
-	g, err := peer.Open(peer.Config{Dir: t.TempDir(), Name: name, Cert: Cert(t, name), Log: slog.New(slog.DiscardHandler), Handler: handler})
+	return ListenAt(t, name, "", handler, public)
+}
+
+// ListenAt is Listen for a node that says at which site it is.
+func ListenAt(t testing.TB, name, site string, handler http.Handler, public *tls.Config) *Node {
+	t.Helper()
+	g, err := peer.Open(peer.Config{Dir: t.TempDir(), Name: name, Site: site, Cert: Cert(t, name), Log: slog.New(slog.DiscardHandler), Handler: handler})
 	if err != nil {
 		t.Fatal(err)
 	}
