@@ -68,20 +68,18 @@ func (s *sending) assume() (a assumption, ok bool) {
 // answered with some.
 func (s *sending) stream(ctx context.Context, a assumption, res *Result) (done bool, err error) {
 	body, writer := io.Pipe()
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	making, stop := context.WithCancel(ctx) // not the request's: an early answer is yet to be read when making ends
+	defer stop()
 	s.terms = terms{Files: a.Terms}
 	made := make(chan error, 1)
 	go func() {
-		err := s.deltas(ctx, a, writer, res)
+		err := s.deltas(making, a, writer, res)
 		_ = writer.CloseWithError(err)
-		if err != nil {
-			cancel(err)
-		}
 		made <- err
 	}()
 	resp, err := s.link.Do(ctx, http.MethodPost, streamPath, body)
 	_ = body.Close() // what answers early reads no more
+	stop()
 	failed := <-made
 	switch {
 	case err == nil:
@@ -89,8 +87,8 @@ func (s *sending) stream(ctx context.Context, a assumption, res *Result) (done b
 	case errors.Is(failed, errTooMuch):
 		s.terms, res.Files, res.Held = terms{}, nil, 0
 		return false, nil
-	case failed != nil && !errors.Is(failed, io.ErrClosedPipe):
-		return false, failed
+	case failed != nil && !errors.Is(failed, io.ErrClosedPipe) && !errors.Is(failed, context.Canceled):
+		return false, fail("carry.Push", s.it.ID, sandbox.Internal, failed)
 	default:
 		return false, err
 	}
@@ -197,10 +195,19 @@ func (c *Carrier) serveStream(w http.ResponseWriter, r *http.Request) {
 		return c.decode(ctx, s, i, &runReader{in: body}, path)
 	})
 	if !c.settle(w, s, err) {
+		c.drop(s)
 		return
 	}
 	c.finish(s, chunk.Manifest{})
 	peer.Answer(w, terms{Have: true})
+}
+
+// drop forgets a session that nobody can go on with.
+func (c *Carrier) drop(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.sessions, s.id)
+	s.close()
 }
 
 // equal reports whether two terms say the same.
