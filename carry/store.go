@@ -18,15 +18,9 @@ import (
 // StoreName stands for the object store where a node can be named.
 const StoreName = fetch.Store
 
-// refs returns what leads to something in the store.
-func refs(kind Kind, id string, names []string) []string {
-	out := []string{string(kind) + "s/" + id}
-	for _, name := range names {
-		if name != "" {
-			out = append(out, string(kind)+"-names/"+chunk.Sum([]byte(name)).String()) // names have letters that refs have not
-		}
-	}
-	return out
+// refName returns the ref of something by its ID or a name, which have letters that refs have not.
+func refName(kind Kind, key string) string {
+	return string(kind) + "s/" + chunk.Sum([]byte(key)).String()
 }
 
 // names of what is offered.
@@ -91,8 +85,11 @@ func (c *Carrier) toStore(ctx context.Context, kind Kind, ref string, report fun
 	if err != nil {
 		return res, err
 	}
-	for _, name := range refs(kind, o.ID, o.names()) {
-		if err := v.SetRef(ctx, name, id); err != nil {
+	for _, key := range append(o.names(), o.ID) {
+		if key == "" {
+			continue
+		}
+		if err := v.SetRef(ctx, refName(kind, key), id); err != nil {
 			return res, err
 		}
 	}
@@ -116,12 +113,7 @@ func (c *Carrier) fromStore(ctx context.Context, kind Kind, ref string, report f
 	if err != nil {
 		return Result{}, err
 	}
-	var id chunk.ID
-	for _, name := range refs(kind, ref, []string{ref}) { // a name may not be one of a ref
-		if id, err = v.Ref(ctx, name); err == nil {
-			break
-		}
-	}
+	id, err := v.Ref(ctx, refName(kind, ref))
 	if sandbox.Is(err, sandbox.NotFound) {
 		return Result{}, sandbox.Errorf(op, sandbox.NotFound, ref, "the object store has no such %s", kind)
 	}
