@@ -31,18 +31,26 @@ type workload struct {
 var workloads = []workload{
 	{"python starts", "python3 -c 'import json, re, subprocess, argparse, logging'",
 		func(b *testing.B, r *microvm.Runtime, id string, i int) {
-			sh(b, r, id, fmt.Sprintf("python3 -c 'import json, re, subprocess, argparse; print(json.dumps(list(range(%d))))' > /tmp/out", 100*i+10))
+			must(b, r, id, fmt.Sprintf("python3 -c 'import json, re, subprocess, argparse; print(json.dumps(list(range(%d))))' > /tmp/out", 100*i+10))
 		}},
 	{"a package is compiled", "L=$(echo /usr/lib/python3*); mkdir -p /src; cp -r $L/json $L/email $L/http /src; rm -rf /src/*/__pycache__; python3 -m compileall -q /src/email; rm -rf /src/*/__pycache__",
 		func(b *testing.B, r *microvm.Runtime, id string, i int) {
-			sh(b, r, id, fmt.Sprintf("echo 'x = %d' >> /src/json/decoder.py; python3 -m compileall -q /src/json", i))
+			must(b, r, id, fmt.Sprintf("echo 'x = %d' >> /src/json/decoder.py; python3 -m compileall -q /src/json", i))
 		}},
-	{"a server answers", "mkdir -p /www; for i in $(seq 50); do seq $((i * 400)) > /www/$i; done; cd /www; setsid python3 -m http.server 8000 > /dev/null 2>&1 & sleep 5; python3 -c 'import urllib.request; print(len(urllib.request.urlopen(\"http://127.0.0.1:8000/7\").read()))'",
+	{"a server answers", "mkdir -p /www; for i in $(seq 50); do seq $((i * 400)) > /www/$i; done; cd /www; setsid python3 -m http.server --bind 127.0.0.1 8000 > /tmp/log 2>&1 < /dev/null & for i in $(seq 60); do python3 -c 'import urllib.request; urllib.request.urlopen(\"http://127.0.0.1:8000/7\").read()' 2> /tmp/err && exit; sleep 1; done; cat /tmp/log /tmp/err",
 		func(b *testing.B, r *microvm.Runtime, id string, i int) {
 			for page := range 10 {
 				ask(b, r, id, fmt.Sprintf("/%d", (i*7+page)%50+1))
 			}
 		}},
+}
+
+// must runs a script that prints nothing unless it fails.
+func must(b *testing.B, r *microvm.Runtime, id, script string) {
+	b.Helper()
+	if out := sh(b, r, id, script); out != "" {
+		b.Fatalf("%s: %s", script, out)
+	}
 }
 
 // ask gets a page from the server in a sandbox.
@@ -90,7 +98,7 @@ func benchPrefetch(b *testing.B, w workload, root string) {
 	if err := r.Create(b.Context(), s); err != nil {
 		b.Fatal(err)
 	}
-	sh(b, r, s.ID, w.before+"; sync")
+	must(b, r, s.ID, w.before)
 	if err := r.Snapshot(b.Context(), s.ID, state, sandbox.SnapshotOptions{Stop: true}); err != nil {
 		b.Fatal(err)
 	}

@@ -85,10 +85,11 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// PythonRoot makes an EROFS image that has the host's Python besides what Root
-// has. It skips where there is none.
+// PythonRoot makes an EROFS image that has the distribution's Python besides what
+// Root has. It skips where there is none.
 func PythonRoot(tb testing.TB) string {
 	tb.Helper()
+	tb.Setenv("PATH", "/usr/bin:/bin:"+os.Getenv("PATH")) // others are scripts that look for one
 	lib, err := exec.Command("python3", "-c", "import sysconfig; print(sysconfig.get_path('stdlib'), end='')").Output()
 	if err != nil {
 		tb.Skipf("needs python3: %v", err)
