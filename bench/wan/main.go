@@ -113,7 +113,7 @@ the snapshot is pushed to the other node, which has the sandbox's image and noth
   processor time to make and apply the deltas is in it.
 - *naive copies* send all bytes of each snapshot over one connection with the cubic congestion control. Their time is
   **computed**: all bytes, by the speed that such a connection reached over the same link in 15 s, after 5 s of getting
-  there. Neither reading nor verifying nor connecting is counted.
+  there. Neither reading nor verifying nor connecting is counted: it is what one warm connection gives at best.
 
 On %s:
 
