@@ -254,7 +254,7 @@ func (r *Runtime) awaken(ctx context.Context, b *box, from string) (*vm, error) 
 	v.paged, v.from = p, from
 	r.pagers.lessons.Go(func() {
 		select {
-		case <-time.After(firstSeconds):
+		case <-time.After(early):
 			r.learn(v)
 		case <-v.machine.Ended():
 		case <-r.pagers.ctx.Done():

@@ -22,8 +22,8 @@ const (
 	modelLimit = 16 * prefetch.MaxPages
 )
 
-// firstSeconds is how long after a restore a page counts as needed soon.
-const firstSeconds = 5 * time.Second
+// early is how long after a restore a page counts as needed soon.
+const early = 5 * time.Second
 
 // readModel reads what is known of the restores of the snapshot in dir. A model is
 // no more than a hint: one that cannot be read is none.
