@@ -65,6 +65,7 @@ type Carrier struct {
 	fetch *fetch.Fetcher
 	vault *chunk.Vault // over cfg.Store; nil without one
 	mux   *http.ServeMux
+	api   http.Handler // set by UseAPI
 
 	known     known
 	arrivals  arrivals
@@ -109,16 +110,22 @@ func New(cfg Config) *Carrier {
 	c.mux.HandleFunc("GET "+cutPath, c.servePart)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
+	c.mux.HandleFunc("POST /carry/v1/streams/{sandbox}/{port}", c.serveStream)
+	c.mux.HandleFunc(forwardPath, c.serveForwarded)
 	return c
 }
 
 // Handler answers peers, for peer.Config.
 func (c *Carrier) Handler() http.Handler { return c.mux }
 
-// Use sets the group whose peers things are moved to, before anything is moved.
+// Use sets the group whose peers things are moved to, before anything is moved. From then on whoever asks for a sandbox that
+// has moved is sent to where it is.
 func (c *Carrier) Use(g *peer.Group) {
 	c.group = g
 	c.fetch.Use(g)
+	if c.cfg.Node != nil {
+		c.cfg.Node.UseForward(c.stream)
+	}
 }
 
 // Fetched returns from how far chunks came that were fetched one by one.

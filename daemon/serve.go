@@ -67,6 +67,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	srv.Handler = p.handler(cfg)
+	p.peers.Carrier.UseAPI(forwarded(srv.Handler))
 	ln = p.peers.Group.Split(ln, public)
 	data, err := json.Marshal(ep)
 	if err == nil {
@@ -111,7 +112,7 @@ func Run(ctx context.Context, cfg Config) error {
 // recognised by its host name or headers, whatever its path; the rest is
 // divided by path.
 func (p *Parts) handler(cfg Config) http.Handler {
-	e2bAPI := e2b.New(e2b.Config{Node: p.Node, Keys: p.Keys, Domain: cfg.Domain, Log: cfg.Log})
+	e2bAPI := e2b.New(e2b.Config{Node: p.Node, Keys: p.Keys, Domain: cfg.Domain, Log: cfg.Log, Forward: p.peers.Carrier.Forward})
 	mux := http.NewServeMux()
 	mux.Handle("/api/", native.New(native.Config{Node: p.Node, Keys: p.Keys, Peers: p.peers, Log: cfg.Log}))
 	models, modelMetrics, err := p.models(cfg)
@@ -128,6 +129,13 @@ func (p *Parts) handler(cfg Config) http.Handler {
 			return
 		}
 		mux.ServeHTTP(w, r)
+	})
+}
+
+// forwarded serves requests that a node which is trusted passes on, in the name of the key that it has verified.
+func forwarded(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.ServeHTTP(w, r.WithContext(tenant.Verified(r.Context(), tenant.Forwarded(r.Header))))
 	})
 }
 

@@ -168,7 +168,7 @@ func (n *Node) bringUp(ctx context.Context, rec Sandbox, snap string) (*entry, S
 	}
 	err = n.start(ctx, e, &rec, snap)
 	if err == nil {
-		rec.State = sandbox.Running
+		rec.State, rec.Moving = sandbox.Running, ""
 		err = n.save(ctx, e, rec)
 	}
 	if err != nil {
@@ -198,6 +198,10 @@ func (n *Node) reserve(rec *Sandbox) (*entry, error) {
 	}
 	e := newEntry(*rec)
 	e.op <- struct{}{}
+	if was := n.entries[rec.ID]; was != nil { // it comes back: whoever is connected to its ports stays so
+		e.listeners, was.listeners = was.listeners, nil
+		was.closeLocal()
+	}
 	n.entries[rec.ID] = e
 	n.names[rec.Name] = rec.ID
 	n.mu.Unlock()
@@ -273,7 +277,8 @@ func (n *Node) initGuest(ctx context.Context, rec Sandbox, oldToken string) erro
 		rec.Env = merged(own, rec.Env)
 	}
 	now, user := time.Now(), cmp.Or(rec.User, "root")
-	init := wire.Init{EnvVars: environment(rec), DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy}
+	init := wire.Init{EnvVars: environment(rec), DefaultUser: &user, DefaultWorkdir: &rec.Workdir, Hostname: rec.Spec.Hostname, Timestamp: &now, Entropy: entropy,
+		Continues: rec.Moving != ""}
 	if rec.GuestToken != "" || oldToken != "" {
 		init.AccessToken = &rec.GuestToken
 	}

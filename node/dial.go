@@ -7,21 +7,88 @@ import (
 	"net"
 	"strconv"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/atoll-run/atoll/guest"
+	"github.com/atoll-run/atoll/guest/lasting"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// Dial opens a connection to a TCP port inside a sandbox. A sandbox that is
-// paused and resumes on traffic is resumed first.
+// Forward opens a connection to a port of a sandbox that another node may have, see Node.Reach.
+type Forward func(ctx context.Context, node, id string, port int, wake bool) (net.Conn, error)
+
+// UseForward sets the way to sandboxes that have moved to other nodes.
+func (n *Node) UseForward(f Forward) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.forward = f
+}
+
+// Dial opens a connection to a TCP port inside a sandbox, also one that has moved to another node. A sandbox that is paused
+// and resumes on traffic is resumed first. Where the runtime keeps the memory of sandboxes that move, the connection outlives
+// their moves, the guest's side of it included.
 func (n *Node) Dial(ctx context.Context, ref string, port int) (net.Conn, error) {
-	const op = "node.Dial"
-	e, err := n.find(op, ref)
+	rec, err := n.Settled(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
+	if !n.lasts(rec) {
+		return n.Reach(ctx, rec.ID, port, true)
+	}
+	var begun atomic.Bool
+	c, err := lasting.Dial(ctx, func(ctx context.Context) (net.Conn, error) {
+		// Whoever pauses a sandbox cuts its connections: only new ones wake it.
+		return n.Reach(ctx, rec.ID, sandbox.GuestPort, !begun.Swap(true))
+	}, port, rec.GuestToken)
+	if lasting.Foreign(err) { // an agent from before there were such connections
+		n.setForeign(rec.ID)
+		return n.Reach(ctx, rec.ID, port, true)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// lasts reports whether connections to a sandbox are such that outlive its moves.
+func (n *Node) lasts(rec Sandbox) bool {
+	r, ok := n.runtimes[rec.Runtime]
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	e := n.entries[rec.ID]
+	return ok && r.Capabilities().Memory && (e == nil || !e.foreign)
+}
+
+func (n *Node) setForeign(id string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if e := n.entries[id]; e != nil {
+		e.foreign = true
+	}
+}
+
+// Reach opens a connection to a port of a sandbox that breaks when the sandbox moves. wake resumes a paused one that resumes on
+// traffic. The error is Unavailable while the sandbox moves.
+func (n *Node) Reach(ctx context.Context, id string, port int, wake bool) (net.Conn, error) {
+	const op = "node.Dial"
+	e, err := n.find(op, id)
+	if err != nil {
+		return nil, err
+	}
+	if rec := n.record(e); rec.Moved != "" {
+		n.mu.RLock()
+		forward := n.forward
+		n.mu.RUnlock()
+		if forward == nil {
+			return nil, sandbox.Errorf(op, sandbox.Unavailable, rec.Name, "it has moved to node %s", rec.Moved)
+		}
+		return forward(ctx, rec.Moved, rec.ID, port, wake)
+	} else if rec.Moving != "" {
+		return nil, sandbox.Errorf(op, sandbox.Unavailable, rec.Name, "it is moving to node %s", rec.Moving)
+	}
 	rec, dozing, leave := n.enter(e)
-	if dozing || rec.State == sandbox.Paused && rec.Lifecycle.AutoResume {
+	if dozing || rec.State == sandbox.Paused && rec.Lifecycle.AutoResume && wake {
 		rec, err = n.Resume(ctx, rec.ID)
 	}
 	if err == nil {
@@ -30,6 +97,9 @@ func (n *Node) Dial(ctx context.Context, ref string, port int) (net.Conn, error)
 	var c net.Conn
 	if err == nil {
 		c, err = n.dialer(rec)(ctx, port)
+		if sandbox.Is(err, sandbox.Conflict) && !wake { // it is being saved, or its end is not on record yet
+			err = sandbox.E(op, sandbox.Unavailable, rec.Name, err)
+		}
 	}
 	if err != nil {
 		leave()
@@ -39,6 +109,24 @@ func (n *Node) Dial(ctx context.Context, ref string, port int) (net.Conn, error)
 		return c, nil
 	}
 	return &visit{c, leave}, nil
+}
+
+// settlePause is how often it is looked whether a move has ended.
+const settlePause = 5 * time.Millisecond
+
+// Settled returns a sandbox as Get does, but waits while it is between two nodes.
+func (n *Node) Settled(ctx context.Context, ref string) (Sandbox, error) {
+	for {
+		rec, err := n.Get(ctx, ref)
+		if err != nil || rec.Moving == "" {
+			return rec, err
+		}
+		select {
+		case <-ctx.Done():
+			return rec, sandbox.E("node.Dial", "", ref, ctx.Err())
+		case <-time.After(settlePause):
+		}
+	}
 }
 
 // dialer connects to a sandbox's machine whatever its record says of its state.
@@ -137,7 +225,7 @@ func (n *Node) openPorts(e *entry, rec *Sandbox) error {
 		n.mu.RLock()
 		_, open := e.listeners[p.Guest]
 		n.mu.RUnlock()
-		if open { // it waited for traffic
+		if open { // it waited for traffic, or comes back from another node
 			continue
 		}
 		var err error

@@ -25,6 +25,9 @@ func (n *Node) find(op, ref string) (*entry, error) {
 	if id, ok := n.names[ref]; ok {
 		return n.entries[id], nil
 	}
+	if e := n.moved(ref); e != nil {
+		return e, nil
+	}
 	var found []*entry
 	if len(ref) >= minPrefix {
 		for id, e := range n.entries {
@@ -40,6 +43,16 @@ func (n *Node) find(op, ref string) (*entry, error) {
 		return nil, sandbox.Errorf(op, sandbox.NotFound, ref, "no such sandbox").WithHint("see `atoll ls -a`")
 	}
 	return nil, sandbox.Errorf(op, sandbox.Invalid, ref, "%d sandboxes begin with this", len(found)).WithHint("give more of the id")
+}
+
+// moved returns the sandbox that had a name when it moved to another node, the last of several. n.mu is held.
+func (n *Node) moved(name string) (last *entry) {
+	for _, e := range n.entries {
+		if e.rec.Moved != "" && e.rec.Name == name && (last == nil || e.rec.EndedAt.After(*last.rec.EndedAt)) {
+			last = e
+		}
+	}
+	return last
 }
 
 // lock finds a sandbox and takes its op, giving up when ctx ends. The caller

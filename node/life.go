@@ -99,19 +99,34 @@ func (n *Node) pause(ctx context.Context, e *entry, mode PauseMode) (Sandbox, er
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
 		return Sandbox{}, err
 	}
+	if mode != PauseFrozen {
+		return n.suspend(ctx, e, mode, "")
+	}
+	r, err := n.Runtime(rec.Runtime)
+	if err != nil {
+		return Sandbox{}, err
+	}
+	if err := r.Pause(ctx, rec.ID); err != nil {
+		return Sandbox{}, err
+	}
+	now := time.Now().UTC()
+	rec.State, rec.PausedAt = sandbox.Paused, &now
+	return rec, n.save(ctx, e, rec)
+}
+
+// suspend stops a running sandbox with its state on disk; to is the node that it then leaves for, if any. e.op is held.
+func (n *Node) suspend(ctx context.Context, e *entry, mode PauseMode, to string) (Sandbox, error) {
+	rec := n.record(e)
+	if err := mustBe("node.Pause", rec, sandbox.Running); err != nil {
+		return Sandbox{}, err
+	}
 	r, err := n.Runtime(rec.Runtime)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	now := time.Now().UTC()
 	paused := rec
-	paused.State, paused.PausedAt = sandbox.Paused, &now
-	if mode == PauseFrozen {
-		if err := r.Pause(ctx, rec.ID); err != nil {
-			return Sandbox{}, err
-		}
-		return paused, n.save(ctx, e, paused)
-	}
+	paused.State, paused.PausedAt, paused.Moving = sandbox.Paused, &now, to
 	// The machine goes only when its state is on disk and the record says so;
 	// until then it stands still, so that nothing it does is lost.
 	if r.Capabilities().Pause {
@@ -135,12 +150,15 @@ func (n *Node) pause(ctx context.Context, e *entry, mode PauseMode) (Sandbox, er
 		return Sandbox{}, errors.Join(err, n.thaw(ctx, r, rec, snap.ID))
 	}
 	n.mu.Lock()
-	if rec.Lifecycle.AutoResume { // its ports wait for traffic
+	switch {
+	case to != "": // whoever is connected to its ports stays so
+		e.hangUp()
+	case rec.Lifecycle.AutoResume: // its ports wait for traffic
 		for _, l := range e.listeners {
 			l.cut()
 		}
 		e.hangUp()
-	} else {
+	default:
 		e.closeLocal()
 	}
 	n.mu.Unlock()
@@ -195,8 +213,14 @@ func (n *Node) resume(ctx context.Context, e *entry) (Sandbox, bool, error) {
 	}
 	if rec.Moving != "" {
 		return Sandbox{}, false, sandbox.Errorf(op, sandbox.Conflict, rec.Name, "it is moving to node %s", rec.Moving).
-			WithHint("wait until the move has ended; `atoll node ls` shows whether that node answers")
+			WithHint("`atoll migrate --resolve " + rec.Name + "` asks that node how the move went; `atoll node ls` shows whether it answers")
 	}
+	return n.wake(ctx, e)
+}
+
+// wake lets a paused sandbox go on, whatever its record says of a move. e.op is held.
+func (n *Node) wake(ctx context.Context, e *entry) (Sandbox, bool, error) {
+	rec := n.record(e)
 	now := time.Now().UTC()
 	running := rec
 	running.State, running.PausedAt, running.Suspended = sandbox.Running, nil, ""
@@ -217,6 +241,7 @@ func (n *Node) resume(ctx context.Context, e *entry) (Sandbox, bool, error) {
 		n.undoStart(e, rec)
 		return Sandbox{}, false, err
 	}
+	running.Moving = ""
 	if err := n.save(ctx, e, running); err != nil {
 		n.undoStart(e, rec)
 		return Sandbox{}, false, err

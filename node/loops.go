@@ -268,11 +268,13 @@ func (n *Node) sample(ctx context.Context) {
 	})
 }
 
-// forgetEnded drops the records of sandboxes that ended at least age ago.
+// forgetEnded drops the records of sandboxes that ended at least age ago; those of sandboxes that live on elsewhere are kept
+// longer.
 func (n *Node) forgetEnded(ctx context.Context, age time.Duration, dropped func(id string)) {
 	old := n.records(func(r Sandbox) bool {
-		return r.State == sandbox.Terminated && r.EndedAt != nil && time.Since(*r.EndedAt) >= age
+		return r.State == sandbox.Terminated && r.EndedAt != nil && time.Since(*r.EndedAt) >= age && r.Moved == ""
 	})
+	old = append(old, n.staleMoves(time.Now())...)
 	for _, r := range old {
 		n.mu.RLock()
 		e := n.entries[r.ID]

@@ -1,7 +1,12 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"net"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/atoll-run/atoll/sandbox"
@@ -36,11 +41,7 @@ func (n *Node) Depart(ctx context.Context, ref, to string) (Snapshot, error) {
 	defer e.op.unlock()
 	rec := n.record(e)
 	if rec.Moving != to || rec.Suspended == "" { // else it was stopped by a call whose answer was lost
-		if rec, err = n.pause(ctx, e, PauseDisk); err != nil {
-			return Snapshot{}, err
-		}
-		rec.Moving = to
-		if err := n.save(ctx, e, rec); err != nil {
+		if rec, err = n.suspend(ctx, e, PauseDisk, to); err != nil {
 			return Snapshot{}, err
 		}
 	}
@@ -49,23 +50,25 @@ func (n *Node) Depart(ctx context.Context, ref, to string) (Snapshot, error) {
 
 // Stay lets a sandbox go on that did not leave after all. One that runs is left as it is.
 func (n *Node) Stay(ctx context.Context, ref string) (Sandbox, error) {
-	e, err := n.lock(ctx, "node.Stay", ref)
+	const op = "node.Stay"
+	e, err := n.lock(ctx, op, ref)
 	if err != nil {
 		return Sandbox{}, err
 	}
 	defer e.op.unlock()
 	rec := n.record(e)
-	if rec.Moving != "" {
-		rec.Moving = ""
-		if err := n.save(ctx, e, rec); err != nil {
-			return Sandbox{}, err
-		}
+	if rec.State == sandbox.Running {
+		return rec, nil
 	}
-	sb, _, err := n.resume(ctx, e)
+	if err := mustBe(op, rec, sandbox.Paused); err != nil {
+		return Sandbox{}, err
+	}
+	sb, _, err := n.wake(ctx, e)
 	return sb, err
 }
 
-// Left removes a sandbox that runs on another node now. One that is gone is no error.
+// Left notes that a sandbox runs on another node now, and removes what is left of it here. Whoever asks for it is sent there
+// from then on. One that is gone is no error.
 func (n *Node) Left(ctx context.Context, ref, to string) error {
 	e, err := n.lock(ctx, "node.Left", ref)
 	if sandbox.Is(err, sandbox.NotFound) {
@@ -75,11 +78,26 @@ func (n *Node) Left(ctx context.Context, ref, to string) error {
 		return err
 	}
 	defer e.op.unlock()
-	if rec := n.record(e); rec.State == sandbox.Terminated || rec.Moving == "" {
+	rec := n.record(e)
+	if rec.State == sandbox.Terminated || rec.Moving == "" {
 		return nil
 	}
-	return n.end(e, "moved to node "+to)
+	ended, suspended := time.Now().UTC(), rec.Suspended
+	rec.State, rec.Reason, rec.EndedAt = sandbox.Terminated, "moved to node "+to, &ended
+	rec.Moved, rec.Moving, rec.Suspended, rec.Spec.Link = to, "", "", nil
+	rec.Main = rec.Main.ended(MainLost, 0, "its sandbox has moved to another node")
+	if err := n.save(ctx, e, rec); err != nil {
+		return err
+	}
+	rec.Suspended = suspended
+	if err := n.demolish(ctx, rec); err != nil { // reconciling removes what is left
+		n.log.Error("removing what is left of a sandbox that moved", "sandbox", rec.ID, "error", err)
+	}
+	return nil
 }
+
+// arriving stands in the record of a sandbox that comes from another node until it runs here.
+const arriving = "here"
 
 // Arrive starts a sandbox that comes from another node, as itself, from the snapshot of its state.
 func (n *Node) Arrive(ctx context.Context, snap string) (Sandbox, error) {
@@ -89,18 +107,79 @@ func (n *Node) Arrive(ctx context.Context, snap string) (Sandbox, error) {
 		return Sandbox{}, err
 	}
 	rec := s.Source
-	if sb, err := n.Get(ctx, rec.ID); err == nil && live(sb.State) {
+	before, err := n.Get(ctx, rec.ID)
+	if err == nil && live(before.State) {
 		return Sandbox{}, sandbox.Errorf(op, sandbox.Exists, rec.ID, "a sandbox with this ID is here")
 	}
-	rec.State, rec.Reason, rec.Moving, rec.Suspended, rec.Pooled = sandbox.Creating, "", "", "", ""
-	rec.StartedAt, rec.PausedAt, rec.Spec.Link, rec.Parent = time.Now().UTC(), nil, nil, s.Parent
+	rec.State, rec.Reason, rec.Moving, rec.Moved, rec.Suspended, rec.Pooled = sandbox.Creating, "", arriving, "", "", ""
+	rec.StartedAt, rec.PausedAt, rec.EndedAt, rec.Spec.Link, rec.Parent = time.Now().UTC(), nil, nil, nil, s.Parent
 	rec.Main = rec.Main.detached()
-	return n.launch(ctx, rec, s.ID)
+	rec.Ports = freePorts(rec.Ports, before.Ports)
+	sb, err := n.launch(ctx, rec, s.ID)
+	if err != nil && before.Moved != "" { // it has not come back after all
+		err = errors.Join(err, n.remember(ctx, before))
+	}
+	return sb, err
+}
+
+// remember puts the record of a sandbox back that moved away and did not come back after all.
+func (n *Node) remember(ctx context.Context, rec Sandbox) error {
+	e := newEntry(rec)
+	n.mu.Lock()
+	n.entries[rec.ID] = e
+	n.mu.Unlock()
+	n.adoptPorts(e, rec)
+	return n.store.put(ctx, kindSandbox, rec.ID, rec)
+}
+
+// freePorts replaces ports of the host that are taken here, where others may serve than where the sandbox was, by any others.
+// ours are those by which it is reached from here already.
+func freePorts(ports, ours []Port) []Port {
+	out := slices.Clone(ports)
+	for i, p := range out {
+		if have := slices.IndexFunc(ours, func(o Port) bool { return o.Guest == p.Guest }); have >= 0 {
+			out[i] = ours[have]
+			continue
+		}
+		l, err := net.Listen("tcp", net.JoinHostPort(cmp.Or(p.HostIP, "127.0.0.1"), strconv.Itoa(p.Host)))
+		if err != nil {
+			out[i].Host = 0
+			continue
+		}
+		_ = l.Close()
+	}
+	return out
+}
+
+const (
+	movedKept = 30 * 24 * time.Hour // how long whoever asks for a sandbox is sent to where it has moved
+	maxMoved  = 10_000              // of them at once
+)
+
+// staleMoves returns the records of sandboxes that moved away too long ago, or too many sandboxes ago.
+func (n *Node) staleMoves(now time.Time) []Sandbox {
+	all := n.records(func(r Sandbox) bool { return r.Moved != "" })
+	slices.SortFunc(all, func(a, b Sandbox) int { return a.EndedAt.Compare(*b.EndedAt) })
+	stale := max(0, len(all)-maxMoved)
+	for stale < len(all) && now.Sub(*all[stale].EndedAt) >= movedKept {
+		stale++
+	}
+	return all[:stale]
+}
+
+// adoptMoved publishes the ports again by which sandboxes that have moved away are reached from here.
+func (n *Node) adoptMoved() {
+	for _, rec := range n.records(func(r Sandbox) bool { return r.Moved != "" && len(r.Ports) > 0 }) {
+		n.mu.RLock()
+		e := n.entries[rec.ID]
+		n.mu.RUnlock()
+		n.adoptPorts(e, rec)
+	}
 }
 
 // Leaving lists the sandboxes whose move was under way when the node stopped.
 func (n *Node) Leaving() []Sandbox {
-	return n.records(func(r Sandbox) bool { return r.Moving != "" && live(r.State) })
+	return n.records(func(r Sandbox) bool { return r.Moving != "" && r.Moving != arriving && live(r.State) })
 }
 
 // DropCopies removes the snapshots by which a sandbox was moved, unless it needs them.

@@ -63,6 +63,7 @@ type Node struct {
 	volumeUses map[string]volumeUse // by volume ID
 	pools      map[string]int       // template ID to the size wanted
 	builds     map[string]*buildLog // by build ID, since this node started
+	forward    Forward              // to sandboxes that moved; nil: there is no way
 	// demand is when sandboxes of a kind were asked for, the last Prewarm times.
 	demand map[poolKey][]time.Time
 
@@ -86,6 +87,7 @@ type entry struct {
 	samples   []sandbox.Stats   // oldest first, at most samplesKept
 	watch     *mainWatch        // of the main command; nil when nobody watches
 	usage     usage
+	foreign   bool // its agent knows no lasting connections
 }
 
 func newEntry(r Sandbox) *entry {
@@ -141,6 +143,7 @@ func Open(ctx context.Context, cfg Config) (*Node, error) {
 	n.sweepAbandoned()
 	n.sweepNetwork()
 	n.sweepSnapshots()
+	n.adoptMoved()
 
 	n.done.Add(4 + len(cfg.Runtimes))
 	go n.reconcileLoop(n.background)

@@ -53,6 +53,8 @@ type Sandbox struct {
 	// Moving is the node that the sandbox is leaving for; it must not run here
 	// until that node has said that it does not run there. Empty as a rule.
 	Moving string `json:"moving,omitempty"`
+	// Moved is the node that the sandbox has moved to, where whoever asks for it here is sent. Empty as a rule.
+	Moved string `json:"moved,omitempty"`
 	// Restarts is how often in a row it was lost and made anew.
 	Restarts int `json:"restarts,omitempty"`
 	// Pooled is the template for which this sandbox waits to be claimed; such

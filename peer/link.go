@@ -25,8 +25,9 @@ import (
 
 // The protocols that TLS negotiates: who dials asks, or who dials is asked.
 const (
-	protocol       = "atoll/1"
-	protocolTurned = "atoll/1-turned"
+	protocol        = "atoll/1"
+	protocolTurned  = "atoll/1-turned"
+	protocolStreams = "atoll/1-streams" // as the first, for many streams of which any may stand still
 )
 
 const (
@@ -193,26 +194,48 @@ func (l *Link) close() {
 
 // Do makes a request; path begins with a slash. An answer that is an error becomes one. The caller closes the body.
 func (l *Link) Do(ctx context.Context, method, path string, body io.Reader) (*http.Response, error) {
+	return l.Request(ctx, method, path, body, nil)
+}
+
+// Request is Do with a header.
+func (l *Link) Request(ctx context.Context, method, path string, body io.Reader, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+protocolHost+path, body)
+	if err != nil {
+		return nil, sandbox.E("peer.Do", sandbox.Invalid, path, err)
+	}
+	if header != nil {
+		req.Header = header
+	}
+	resp, err := l.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode >= 300 {
+		defer resp.Body.Close()
+		return nil, failure(resp)
+	}
+	return resp, nil
+}
+
+// RoundTrip makes a request whose answer is whatever the peer says. Its error is Unavailable when the connection is lost. It
+// makes a Link an http.RoundTripper.
+func (l *Link) RoundTrip(r *http.Request) (*http.Response, error) {
 	const op = "peer.Do"
 	flow := l.flow()
 	if flow == nil {
 		return nil, sandbox.Errorf(op, sandbox.Unavailable, l.Peer.Name, "the connection is lost")
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "https://"+protocolHost+path, body)
-	if err != nil {
-		return nil, sandbox.E(op, sandbox.Invalid, path, err)
+	if r.URL.Host != protocolHost {
+		r = r.Clone(r.Context())
+		r.URL.Scheme, r.URL.Host, r.Host = "https", protocolHost, protocolHost
 	}
-	resp, err := flow.RoundTrip(req)
+	resp, err := flow.RoundTrip(r)
 	if err != nil {
 		kind := sandbox.Unavailable
-		if ctx.Err() != nil {
-			kind = sandbox.KindOf(ctx.Err())
+		if r.Context().Err() != nil {
+			kind = sandbox.KindOf(r.Context().Err())
 		}
 		return nil, sandbox.E(op, kind, l.Peer.Name, err)
-	}
-	if resp.StatusCode >= 300 {
-		defer resp.Body.Close()
-		return nil, failure(resp)
 	}
 	return resp, nil
 }
@@ -288,29 +311,39 @@ func Answer(w http.ResponseWriter, v any) {
 
 // Link returns the link to a peer: an open one, one that the peer turned round, or a new one.
 func (g *Group) Link(ctx context.Context, p Peer) (*Link, error) {
+	return g.link(ctx, p, protocol, g.links)
+}
+
+// Streams returns a link for requests that last, and whose bytes may stand still: they hold up no others than such.
+func (g *Group) Streams(ctx context.Context, p Peer) (*Link, error) {
+	return g.link(ctx, p, protocolStreams, g.streams)
+}
+
+// link returns the link among open ones, one that the peer turned round, or a new one.
+func (g *Group) link(ctx context.Context, p Peer, proto string, links map[string]*Link) (*Link, error) {
 	g.mu.Lock()
-	open, turned := g.links[p.ID], g.turned[p.ID]
+	open, turned := links[p.ID], g.turned[p.ID]
 	g.mu.Unlock()
 	for _, l := range []*Link{open, turned} {
 		if l != nil && l.Flows() > 0 {
 			return l, nil
 		}
 	}
-	conns, err := g.dialFlows(ctx, p, protocol)
+	conns, err := g.dialFlows(ctx, p, proto)
 	if err != nil {
 		return nil, err
 	}
 	l := g.newLink(p, conns...)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if old := g.links[p.ID]; old != nil {
+	if old := links[p.ID]; old != nil {
 		if old.Flows() > 0 { // another dialled at the same time
 			l.close()
 			return old, nil
 		}
 		old.close()
 	}
-	g.links[p.ID] = l
+	links[p.ID] = l
 	return l, nil
 }
 

@@ -57,12 +57,12 @@ type Group struct {
 	id        string
 	authority *x509.Certificate
 
-	mu     sync.Mutex
-	addr   string // where this node is reached
-	peers  map[string]Peer
-	tokens map[[32]byte]time.Time // hash of a token's secret to when it ends; at most maxTokens
-	links  map[string]*Link       // open ones to peers that this node dialled, by ID
-	turned map[string]*Link       // those that a peer dialled and turned round
+	mu             sync.Mutex
+	addr           string // where this node is reached
+	peers          map[string]Peer
+	tokens         map[[32]byte]time.Time // hash of a token's secret to when it ends; at most maxTokens
+	links, streams map[string]*Link       // open ones to peers that this node dialled, by ID
+	turned         map[string]*Link       // those that a peer dialled and turned round
 }
 
 const maxPeerFile = 64 << 10 // bytes
@@ -92,7 +92,7 @@ func Open(cfg Config) (*Group, error) {
 		return nil, sandbox.E(op, sandbox.Internal, cfg.Name, err)
 	}
 	g := &Group{cfg: cfg, id: IDOf(authority), authority: authority, peers: make(map[string]Peer), tokens: make(map[[32]byte]time.Time),
-		links: make(map[string]*Link), turned: make(map[string]*Link)}
+		links: make(map[string]*Link), streams: make(map[string]*Link), turned: make(map[string]*Link)}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, sandbox.E(op, sandbox.Internal, cfg.Dir, err)
 	}
@@ -212,7 +212,7 @@ func (g *Group) Forget(ref string) error {
 	}
 	g.mu.Lock()
 	delete(g.peers, p.ID)
-	links := []*Link{g.links[p.ID], g.turned[p.ID]}
+	links := []*Link{g.links[p.ID], g.streams[p.ID], g.turned[p.ID]}
 	g.mu.Unlock()
 	for _, l := range links {
 		if l != nil {

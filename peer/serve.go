@@ -25,6 +25,10 @@ const (
 	streamBuffer = 8 << 20  // bytes under way on one stream: 600 Mbit/s at 100 ms
 	flowBuffer   = 32 << 20 // bytes under way on one connection
 	maxStreams   = 64
+
+	// Of requests that last there may be many, and little is under way on each.
+	lastingBuffer = 256 << 10
+	maxLasting    = 1024
 )
 
 // Split returns a listener of those connections of ln that are not a peer's; these are served by the group. With public,
@@ -119,7 +123,7 @@ func (s *splitter) sort(c net.Conn) {
 		return
 	}
 	switch conn.ConnectionState().NegotiatedProtocol {
-	case protocol:
+	case protocol, protocolStreams:
 		_ = c.SetDeadline(time.Time{})
 		go s.group.serve(conn)
 	case protocolTurned:
@@ -140,17 +144,19 @@ func (s *splitter) pass(c net.Conn) {
 	}
 }
 
+var protocols = []string{protocol, protocolTurned, protocolStreams}
+
 // config chooses by the client's protocols.
 func (s *splitter) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	switch {
-	case slices.Contains(hello.SupportedProtos, protocol), slices.Contains(hello.SupportedProtos, protocolTurned):
+	case slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(protocols, p) }):
 		if tcp, ok := hello.Conn.(*net.TCPConn); ok {
 			if raw, err := tcp.SyscallConn(); err == nil {
 				tune(raw)
 			}
 		}
 		return &tls.Config{
-			MinVersion: tls.VersionTLS13, NextProtos: []string{protocol, protocolTurned}, Certificates: []tls.Certificate{s.group.cfg.Cert},
+			MinVersion: tls.VersionTLS13, NextProtos: protocols, Certificates: []tls.Certificate{s.group.cfg.Cert},
 			ClientAuth: tls.RequireAnyClientCert, // one that is not known may still join
 			VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
 				if len(raw) != 2 {
@@ -196,6 +202,9 @@ func (g *Group) serve(conn *tls.Conn) {
 	//nolint:staticcheck // net/http takes no connection whose protocol has another name than h2
 	srv := &http2.Server{MaxUploadBufferPerConnection: flowBuffer, MaxUploadBufferPerStream: streamBuffer, MaxConcurrentStreams: maxStreams,
 		ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, IdleTimeout: idleTimeout}
+	if conn.ConnectionState().NegotiatedProtocol == protocolStreams {
+		srv.MaxUploadBufferPerStream, srv.MaxConcurrentStreams = lastingBuffer, maxLasting
+	}
 	srv.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(g.answer)}) //nolint:staticcheck // as above
 	_ = conn.Close()
 }
@@ -271,7 +280,7 @@ func (g *Group) Ping(ctx context.Context, p Peer) (time.Duration, error) {
 func (g *Group) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, all := range []map[string]*Link{g.links, g.turned} {
+	for _, all := range []map[string]*Link{g.links, g.streams, g.turned} {
 		for _, l := range all {
 			l.close()
 		}

@@ -9,6 +9,7 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -110,9 +111,40 @@ func (k *Keys) Add(ctx context.Context, secret, team, name string) (Key, error) 
 	return key, nil
 }
 
+// Headers by which a node that passes a request on says for whom. They count between nodes that trust each other only.
+const (
+	headerTeam = "Atoll-Key-Team"
+	headerName = "Atoll-Key-Name"
+)
+
+// Forward notes a key that was verified in the header of a request to another node, instead of its secret.
+func (k Key) Forward(h http.Header) {
+	h.Del("X-API-Key")
+	h.Del("Authorization")
+	h.Set(headerTeam, k.Team)
+	h.Set(headerName, k.Name)
+}
+
+// Forwarded returns the key that another node has verified.
+func Forwarded(h http.Header) Key {
+	return Key{Team: h.Get(headerTeam), Name: h.Get(headerName)}
+}
+
+// verifiedKey is under which a context holds a key that was verified.
+type verifiedKey struct{}
+
+// Verified returns a context in which Verify answers with key, whatever the secret: for requests that another node passes on,
+// which has verified it.
+func Verified(ctx context.Context, key Key) context.Context {
+	return context.WithValue(ctx, verifiedKey{}, key)
+}
+
 // Verify returns the key whose secret this is, or Denied. The look-up is by
 // hash, so its timing tells nothing about the secret.
-func (k *Keys) Verify(_ context.Context, secret string) (Key, error) {
+func (k *Keys) Verify(ctx context.Context, secret string) (Key, error) {
+	if key, ok := ctx.Value(verifiedKey{}).(Key); ok {
+		return key, nil
+	}
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	key, ok := k.byHash[hashOf(secret)]

@@ -35,6 +35,8 @@ type Config struct {
 	// they were configured with.
 	Domain string
 	Log    *slog.Logger
+	// Forward has the node answer to which a sandbox has moved; nil: no sandbox moves.
+	Forward func(w http.ResponseWriter, r *http.Request, node string) error
 }
 
 // api is the handler's state. It is not changed after New.
@@ -46,12 +48,13 @@ type api struct {
 	rest    http.Handler
 	proxy   *proxy
 	uploads uploads
+	forward func(w http.ResponseWriter, r *http.Request, node string) error
 }
 
 // New returns the handler of both planes. Routes that it does not know it
 // answers with 404 in JSON.
 func New(c Config) http.Handler {
-	a := &api{node: c.Node, keys: c.Keys, domain: c.Domain, log: c.Log, uploads: newUploads()}
+	a := &api{node: c.Node, keys: c.Keys, domain: c.Domain, log: c.Log, uploads: newUploads(), forward: c.Forward}
 	a.proxy = newProxy(c.Node, c.Log)
 	a.rest = a.routes()
 	return a
@@ -149,8 +152,27 @@ func (a *api) authenticated(next handler) http.Handler {
 			return
 		}
 		recordOf(r.Context()).team = key.Team
-		next(w, r, key)
+		if !a.elsewhere(w, r, key) {
+			next(w, r, key)
+		}
 	})
+}
+
+// elsewhere has another node answer about a sandbox that has moved there, and reports whether it did.
+func (a *api) elsewhere(w http.ResponseWriter, r *http.Request, key tenant.Key) bool {
+	if a.forward == nil || !strings.Contains(r.Pattern, "/sandboxes/{id}") {
+		return false
+	}
+	sb, err := a.node.Get(r.Context(), shortID(r.PathValue("id")))
+	if err != nil || sb.Moved == "" || sb.Team != key.Team {
+		return false
+	}
+	out := r.Clone(r.Context())
+	key.Forward(out.Header)
+	if err := a.forward(w, out, sb.Moved); err != nil {
+		a.fail(w, r, err)
+	}
+	return true
 }
 
 // presentedKey is the key that a request carries; empty if it has none.

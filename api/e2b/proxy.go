@@ -64,7 +64,9 @@ func targetOf(ctx context.Context) target {
 // serve carries one request, unless the sandbox is not there or the client has
 // no right to the port.
 func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
-	sb, err := p.node.Get(r.Context(), to.id)
+	settled, stop := context.WithTimeout(r.Context(), dialTime)
+	sb, err := p.node.Settled(settled, to.id) // one that is between two nodes is soon in one
+	stop()
 	if err != nil || sb.ID != to.id || sb.Pooled != "" || sb.Internal || !reachable(sb) {
 		refuse(w, r, refusal{Message: "The sandbox was not found", SandboxID: to.id, Code: http.StatusBadGateway}, "Sandbox Not Found")
 		return
@@ -79,6 +81,12 @@ func (p *proxy) serve(w http.ResponseWriter, r *http.Request, to address) {
 		return
 	}
 	ctx := context.WithValue(r.Context(), targetKey{}, target{address: to, labels: sb.Spec.Labels})
+	if sb.Moved != "" { // it may be paused there
+		if why := mayWake(sb, to.port, r); why != "" {
+			writeJSON(w, http.StatusUnauthorized, apiError{Code: http.StatusUnauthorized, Message: why})
+			return
+		}
+	}
 	if sb.State == sandbox.Paused {
 		if why := mayWake(sb, to.port, r); why != "" {
 			writeJSON(w, http.StatusUnauthorized, apiError{Code: http.StatusUnauthorized, Message: why})
@@ -111,9 +119,9 @@ func mayWake(sb node.Sandbox, port int, r *http.Request) string {
 	return "unauthorized access, please provide a valid access token"
 }
 
-// reachable reports whether traffic finds the sandbox running or wakes it.
+// reachable reports whether traffic finds the sandbox running, here or elsewhere, or wakes it.
 func reachable(sb node.Sandbox) bool {
-	return sb.State == sandbox.Running || sb.State == sandbox.Paused && sb.Lifecycle.AutoResume
+	return sb.State == sandbox.Running || sb.State == sandbox.Paused && sb.Lifecycle.AutoResume || sb.Moved != ""
 }
 
 // minWokenLife is how long a sandbox lives at least once traffic has woken it:

@@ -18,12 +18,12 @@ func (a *api) signedFor(r *http.Request) (string, bool) {
 	if r.URL.Path != "/files" || q.Get("signature") == "" {
 		return "", false
 	}
-	all, err := a.node.List(r.Context(), node.Filter{States: []sandbox.State{sandbox.Running, sandbox.Paused}})
+	all, err := a.node.List(r.Context(), node.Filter{All: true})
 	if err != nil {
 		return "", false
 	}
 	for _, sb := range all {
-		if sb.GuestToken == "" {
+		if sb.GuestToken == "" || sb.State != sandbox.Running && sb.State != sandbox.Paused && sb.Moved == "" {
 			continue
 		}
 		// At the moment zero nothing has expired yet.

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/tenant"
@@ -31,13 +32,16 @@ type Config struct {
 func New(cfg Config) http.Handler {
 	local := NewLocal(cfg.Node, cfg.Keys, nil)
 	local.peers = cfg.Peers
-	return Handler(local, cfg.Keys, cfg.Log)
+	return serve(server{backend: local, keys: cfg.Keys, log: cfg.Log, node: cfg.Node, carrier: cfg.Peers.Carrier})
 }
 
 // Handler serves a backend under /api/v1. A key that is not the node's root key
 // sees its own team's sandboxes only and cannot reach into the host.
 func Handler(b Backend, keys *tenant.Keys, log *slog.Logger) http.Handler {
-	s := server{backend: b, keys: keys, log: log}
+	return serve(server{backend: b, keys: keys, log: log})
+}
+
+func serve(s server) http.Handler {
 	mux := http.NewServeMux()
 	all := routes()
 	for _, rt := range all {
@@ -58,6 +62,26 @@ type server struct {
 	backend Backend
 	keys    *tenant.Keys
 	log     *slog.Logger
+	// What leads to sandboxes that have moved to other nodes; nil where there is no such way.
+	node    *node.Node
+	carrier *carry.Carrier
+}
+
+// elsewhere passes a request on about a sandbox that has moved, and reports whether it did. Connections into it find their way
+// by themselves.
+func (s server) elsewhere(w http.ResponseWriter, r *http.Request, key tenant.Key) (bool, error) {
+	ref := r.PathValue("ref")
+	if s.carrier == nil || ref == "" || !strings.HasPrefix(r.URL.Path, "/api/v1/sandboxes/") || r.PathValue("port") != "" && r.Method == http.MethodGet {
+		return false, nil
+	}
+	sb, err := s.node.Get(r.Context(), ref)
+	if err != nil || sb.Moved == "" || key.Name != tenant.RootKey && key.Team != sb.Team {
+		return false, nil
+	}
+	out := r.Clone(r.Context())
+	out.URL.Path = strings.Replace(r.URL.Path, "/"+ref, "/"+sb.ID, 1)
+	key.Forward(out.Header)
+	return true, s.carrier.Forward(w, out, sb.Moved)
 }
 
 // call is one request being answered.
@@ -159,6 +183,12 @@ func (s server) serve(rt route) http.HandlerFunc {
 			p.Status, p.Title = http.StatusUnauthorized, http.StatusText(http.StatusUnauthorized)
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			writeProblem(w, p)
+			return
+		}
+		if gone, err := s.elsewhere(w, r, key); gone {
+			if err != nil {
+				writeProblem(w, ProblemOf(err))
+			}
 			return
 		}
 		backend := s.backend

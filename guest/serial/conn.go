@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/atoll-run/atoll/guest/timeout"
 )
 
 const (
@@ -42,32 +44,7 @@ type Conn struct {
 	gone             bool // the other end forgot the stream, or the epoch is over
 	fault            error
 
-	readBy, writeBy deadline
-}
-
-// deadline is a time limit on reading or writing; the zero value is none.
-type deadline struct {
-	at    time.Time
-	timer *time.Timer // wakes those who wait; nil when there is none
-}
-
-func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
-
-// set is called with the mutex of c held.
-func (d *deadline) set(at time.Time, c *sync.Cond) {
-	if d.timer != nil {
-		d.timer.Stop()
-		d.timer = nil
-	}
-	d.at = at
-	if wait := time.Until(at); !at.IsZero() && wait > 0 {
-		d.timer = time.AfterFunc(wait, func() {
-			c.L.Lock()
-			defer c.L.Unlock()
-			c.Broadcast()
-		})
-	}
-	c.Broadcast()
+	readBy, writeBy timeout.Limit
 }
 
 // Read implements net.Conn.
@@ -78,7 +55,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 		switch {
 		case c.closed:
 			return 0, net.ErrClosed
-		case c.readBy.passed():
+		case c.readBy.Passed():
 			return 0, os.ErrDeadlineExceeded
 		case len(c.in) > 0 || len(p) == 0:
 			n := copy(p, c.in)
@@ -111,7 +88,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 			return done, c.fault
 		case c.gone:
 			return done, syscall.EPIPE
-		case c.writeBy.passed():
+		case c.writeBy.Passed():
 			return done, os.ErrDeadlineExceeded
 		case done == len(p):
 			return done, nil
@@ -149,8 +126,8 @@ func (c *Conn) Close() error {
 	}
 	c.closed = true
 	c.in = nil
-	c.readBy.set(time.Time{}, c.changed)
-	c.writeBy.set(time.Time{}, c.changed)
+	c.readBy.Set(time.Time{}, c.changed)
+	c.writeBy.Set(time.Time{}, c.changed)
 	if c.gone {
 		c.m.forget(c)
 		return nil
@@ -191,12 +168,12 @@ func (c *Conn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.read
 // SetWriteDeadline implements net.Conn.
 func (c *Conn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.writeBy, t) }
 
-func (c *Conn) setDeadline(d *deadline, t time.Time) error {
+func (c *Conn) setDeadline(d *timeout.Limit, t time.Time) error {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
 	if c.closed {
 		return net.ErrClosed
 	}
-	d.set(t, c.changed)
+	d.Set(t, c.changed)
 	return nil
 }

@@ -60,6 +60,9 @@ func (s *Server) init(w http.ResponseWriter, r *http.Request) {
 	}
 	s.settings.apply(in)
 	s.repair(in)
+	if !in.Continues {
+		s.lasting.Drop()
+	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusNoContent)
 }

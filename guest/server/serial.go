@@ -33,12 +33,17 @@ func (s *Server) ServeSerial(port io.ReadWriter) error {
 		case serial.MachinePort:
 			return maker.put, nil
 		}
-		target, err := dialLoopback(strconv.Itoa(port))
-		if err != nil {
-			return nil, err
-		}
-		return func(c net.Conn) { splice(c, target) }, nil
+		return dialPort(port)
 	}).Serve()
+}
+
+// dialPort connects to a port on loopback and returns what joins a connection with that.
+func dialPort(port int) (func(net.Conn), error) {
+	target, err := dialLoopback(strconv.Itoa(port))
+	if err != nil {
+		return nil, err
+	}
+	return func(c net.Conn) { splice(c, target) }, nil
 }
 
 // splice joins two connections until both directions have ended or one failed.

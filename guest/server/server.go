@@ -27,6 +27,8 @@
 //	                      SIGTERM to all processes, SIGKILL after the grace (10,
 //	                      at most 600); 204 when they are gone, then the agent ends
 //
+// A connection that begins with a zero instead carries a lasting one (package lasting), to the agent or to a port on loopback.
+//
 // File names that are not valid UTF-8 travel as described at wire.EncodeName.
 package server
 
@@ -45,7 +47,9 @@ import (
 
 	"github.com/atoll-run/atoll/guest/gen/filesystem/filesystemconnect"
 	"github.com/atoll-run/atoll/guest/gen/process/processconnect"
+	"github.com/atoll-run/atoll/guest/lasting"
 	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/sandbox"
 )
 
 const (
@@ -66,6 +70,9 @@ type Server struct {
 	logs      *logRing
 	cpu       cpuMeter
 	oom       oomCounter
+	lasting   lasting.Guest // connections that outlive the way to here
+	agent     *queue        // those of them that are to the agent itself
+	answering sync.Once     // them
 	stop      sync.Once
 	stopped   chan struct{}
 }
@@ -87,7 +94,7 @@ type Config struct {
 
 // New makes a Server.
 func New(cfg Config) *Server {
-	return &Server{
+	s := &Server{
 		Config:    cfg,
 		settings:  settings{env: map[string]string{}},
 		reaper:    newReaper(cfg.Groups),
@@ -95,8 +102,17 @@ func New(cfg Config) *Server {
 		watchers:  watcherTab{all: map[string]*pollWatcher{}},
 		logs:      newLogRing(),
 		oom:       openOOMCounter(),
+		agent:     newQueue(),
 		stopped:   make(chan struct{}),
 	}
+	s.lasting.Allows = s.settings.allows
+	s.lasting.Serve = func(port int) (func(net.Conn), error) {
+		if port == sandbox.GuestPort {
+			return s.agent.put, nil
+		}
+		return dialPort(port)
+	}
+	return s
 }
 
 // Stopped is closed when /shutdown has ended all processes and its answer is out.
@@ -105,6 +121,11 @@ func (s *Server) Stopped() <-chan struct{} { return s.stopped }
 // Serve answers on l until l is closed or fails. A failed listener is no end:
 // the caller may open another and serve on that.
 func (s *Server) Serve(l net.Listener) error {
+	s.answering.Do(func() { go func() { _ = s.serveHTTP(s.agent) }() })
+	return s.serveHTTP(s.lasting.Listen(l))
+}
+
+func (s *Server) serveHTTP(l net.Listener) error {
 	srv := &http.Server{
 		Handler: s.Handler(),
 		// No deadline but this one: streams and large files last as long as they

@@ -31,6 +31,8 @@ type Init struct {
 	Hostname       string            `json:"hostname,omitempty"` // of an agent that is PID 1; also written to /etc/hostname and /etc/hosts
 	Entropy        []byte            `json:"entropy,omitempty"`  // seeds the kernel's random numbers, at most 4096 bytes
 	CABundle       string            `json:"caBundle,omitempty"` // PEM, added to the trusted authorities of an agent that is PID 1
+	// Continues says that this is the same life of the sandbox as before, and who was connected still is: after a move.
+	Continues bool `json:"continues,omitempty"`
 }
 
 // Metrics is the answer of GET /metrics, in bytes unless the name says otherwise.
