@@ -110,7 +110,7 @@ func New(cfg Config) *Carrier {
 	c.mux.HandleFunc("GET "+cutPath, c.servePart)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
-	c.mux.HandleFunc("POST /carry/v1/streams/{sandbox}/{port}", c.serveStream)
+	c.mux.HandleFunc("POST /carry/v1/reach/{sandbox}/{port}", c.serveReach)
 	c.mux.HandleFunc(forwardPath, c.serveForwarded)
 	return c
 }
@@ -124,7 +124,7 @@ func (c *Carrier) Use(g *peer.Group) {
 	c.group = g
 	c.fetch.Use(g)
 	if c.cfg.Node != nil {
-		c.cfg.Node.UseForward(c.stream)
+		c.cfg.Node.UseForward(c.reach)
 	}
 }
 

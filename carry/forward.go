@@ -81,8 +81,8 @@ func (c *Carrier) serveForwarded(w http.ResponseWriter, r *http.Request) {
 	http.StripPrefix(strings.TrimSuffix(forwardPath, "/"), c.api).ServeHTTP(w, r)
 }
 
-// stream opens a connection to a port of a sandbox that has moved to another node.
-func (c *Carrier) stream(ctx context.Context, to, id string, port int, wake bool) (net.Conn, error) {
+// reach opens a connection to a port of a sandbox that has moved to another node.
+func (c *Carrier) reach(ctx context.Context, to, id string, port int, wake bool) (net.Conn, error) {
 	const op = "carry.Stream"
 	p, err := c.group.Find(to)
 	if err != nil {
@@ -96,7 +96,7 @@ func (c *Carrier) stream(ctx context.Context, to, id string, port int, wake bool
 	life, end := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, end)
 	from, body := io.Pipe()
-	resp, err := l.Request(life, http.MethodPost, fmt.Sprintf("/carry/v1/streams/%s/%d?wake=%t", id, port, wake), from, http.Header{headerHops: {nextHop(ctx)}})
+	resp, err := l.Request(life, http.MethodPost, fmt.Sprintf("/carry/v1/reach/%s/%d?wake=%t", id, port, wake), from, http.Header{headerHops: {nextHop(ctx)}})
 	if !stop() && err == nil {
 		_ = resp.Body.Close()
 		err = sandbox.E(op, "", id, ctx.Err())
@@ -106,11 +106,11 @@ func (c *Carrier) stream(ctx context.Context, to, id string, port int, wake bool
 		_ = body.Close()
 		return nil, err
 	}
-	return &stream{in: resp.Body, out: body, end: end}, nil
+	return &line{in: resp.Body, out: body, end: end}, nil
 }
 
-// serveStream joins a peer's stream with a connection into a sandbox.
-func (c *Carrier) serveStream(w http.ResponseWriter, r *http.Request) {
+// serveReach joins a peer's stream with a connection into a sandbox.
+func (c *Carrier) serveReach(w http.ResponseWriter, r *http.Request) {
 	r, err := withHops(r)
 	port, badPort := strconv.Atoi(r.PathValue("port"))
 	if err == nil && (badPort != nil || !sandbox.ValidID(r.PathValue("sandbox"))) {
@@ -151,28 +151,28 @@ func (c *Carrier) serveStream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// stream is a connection over a peer's link. It knows no deadlines: what lasts longer than it (package lasting) does.
-type stream struct {
+// line is a connection over a peer's link. It knows no deadlines: what lasts longer than it (package lasting) does.
+type line struct {
 	in  io.ReadCloser
 	out *io.PipeWriter
 	end context.CancelFunc
 }
 
-func (s *stream) Read(p []byte) (int, error)  { return s.in.Read(p) }
-func (s *stream) Write(p []byte) (int, error) { return s.out.Write(p) }
+func (s *line) Read(p []byte) (int, error)  { return s.in.Read(p) }
+func (s *line) Write(p []byte) (int, error) { return s.out.Write(p) }
 
 // CloseWrite says that nothing more will be written.
-func (s *stream) CloseWrite() error { return s.out.Close() }
+func (s *line) CloseWrite() error { return s.out.Close() }
 
 // Close ends both directions.
-func (s *stream) Close() error {
+func (s *line) Close() error {
 	s.end()
 	_ = s.out.Close()
 	return s.in.Close()
 }
 
-func (s *stream) LocalAddr() net.Addr              { return &net.UnixAddr{Net: "peer"} }
-func (s *stream) RemoteAddr() net.Addr             { return &net.UnixAddr{Net: "peer"} }
-func (s *stream) SetDeadline(time.Time) error      { return nil }
-func (s *stream) SetReadDeadline(time.Time) error  { return nil }
-func (s *stream) SetWriteDeadline(time.Time) error { return nil }
+func (s *line) LocalAddr() net.Addr              { return &net.UnixAddr{Net: "peer"} }
+func (s *line) RemoteAddr() net.Addr             { return &net.UnixAddr{Net: "peer"} }
+func (s *line) SetDeadline(time.Time) error      { return nil }
+func (s *line) SetReadDeadline(time.Time) error  { return nil }
+func (s *line) SetWriteDeadline(time.Time) error { return nil }
