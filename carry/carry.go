@@ -67,13 +67,14 @@ type Carrier struct {
 	mux   *http.ServeMux
 	api   http.Handler // set by UseAPI
 
-	known     known
-	arrivals  arrivals
-	closed    chan struct{} // closed by Close
-	closeOnce sync.Once
-	fault     func(migrate.Step) (migrate.Outcome, error) // nil but in tests: an error of it is what comes of a step
-	life      context.Context                             // ends with Close
-	end       context.CancelFunc
+	known      known
+	arrivals   arrivals
+	departures departures
+	closed     chan struct{} // closed by Close
+	closeOnce  sync.Once
+	fault      func(migrate.Step) (migrate.Outcome, error) // nil but in tests: an error of it is what comes of a step
+	life       context.Context                             // ends with Close
+	end        context.CancelFunc
 
 	mu       sync.Mutex
 	sessions map[string]*session // pushes under way to this node, by ID; at most maxSessions

@@ -74,10 +74,11 @@ func (c *Carrier) snapshotItem(id string) (*item, error) {
 			return nil, sandbox.E(op, sandbox.Internal, id, err)
 		}
 		o := offered{Name: statePrefix + f.Name, Size: f.Size, Digest: d}
-		for _, b := range older {
+		for _, b := range append(older, m) { // in the end, what a part of the same is upon: "memory" for "memory1"
 			for _, old := range b.Files {
 				base, err := digestOf(old.Digest)
-				if old.Name != f.Name || old.Size == 0 || err != nil || len(o.Bases) == maxBases {
+				same := old.Name == f.Name && b.ID != m.ID || b.ID == m.ID && old.Name != f.Name && strings.HasPrefix(f.Name, old.Name)
+				if !same || old.Size == 0 || err != nil || len(o.Bases) == maxBases {
 					continue
 				}
 				o.Bases = append(o.Bases, base)
@@ -189,6 +190,11 @@ func (c *Carrier) held() map[chunk.ID]string {
 		}
 		if d, err := digestOf(m.Spec.Root.Digest); err == nil {
 			out[d] = m.Spec.Root.Path
+		}
+	}
+	for digest, path := range c.cfg.Node.Holds() {
+		if d, err := digestOf(digest); err == nil {
+			out[d] = path
 		}
 	}
 	images, err := c.cfg.Images.List()

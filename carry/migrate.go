@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/atoll-run/atoll/migrate"
@@ -76,8 +77,14 @@ func (c *Carrier) Migrate(ctx context.Context, ref, to string, report func(Progr
 		return Moved{}, sandbox.Errorf(op, sandbox.Conflict, sb.Name, "it is %s, and only what runs is moved", sb.State).
 			WithHint("move its snapshot with `atoll snapshot push`")
 	}
+	if err := c.cfg.Node.Movable(sb); err != nil {
+		return Moved{}, err
+	}
 	m := &mover{c: c, sb: sb, to: p, report: report, result: Moved{Sandbox: sb.ID, Node: p.ID}, began: time.Now()}
-	end := m.run(ctx, migrate.Begin())
+	end, err := m.drive(ctx, migrate.Begin())
+	if err != nil {
+		return Moved{}, err
+	}
 	m.result.Took = time.Since(m.began)
 	if end.Step == migrate.Moved {
 		return m.result, nil
@@ -99,7 +106,10 @@ func (c *Carrier) Recover(ctx context.Context) {
 		}
 		wg.Go(func() {
 			m := &mover{c: c, sb: sb, to: p, result: Moved{Sandbox: sb.ID, Node: p.ID}, began: time.Now(), closing: ctx}
-			end := m.run(ctx, migrate.Recover())
+			end, err := m.drive(ctx, migrate.Recover())
+			if err != nil {
+				return // somebody resolves it already
+			}
 			c.cfg.Log.Info("a move that was interrupted has ended", "sandbox", sb.ID, "node", p.ID, "end", end.Step)
 		})
 	}
@@ -115,10 +125,27 @@ type mover struct {
 	began   time.Time
 	closing context.Context // ends when this process does; nil: the caller's giving up does not end what must be ended
 
+	ended  chan struct{}      // closed when it has ended, or goes on after the next start
+	cancel context.CancelFunc // gives up
+	forced atomic.Bool        // it is believed that the target does not have the sandbox, without asking
+
 	final  string // the snapshot of the final state
 	frozen time.Time
 	result Moved
 	err    error // the first
+}
+
+// drive is run, unless the sandbox is moving already.
+func (m *mover) drive(ctx context.Context, s migrate.State) (migrate.State, error) {
+	ctx, m.cancel = context.WithCancel(ctx)
+	defer m.cancel()
+	m.ended = make(chan struct{})
+	if err := m.c.departures.add(m); err != nil {
+		return s, err
+	}
+	defer m.c.departures.remove(m)
+	defer close(m.ended)
+	return m.run(ctx, s), nil
 }
 
 // run carries out steps until the move is over, or this process ends in the middle: then Recover goes on.
@@ -187,6 +214,9 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		m.result.Downtime = time.Since(m.frozen)
 		return settled(err), 0, err
 	case migrate.Ask:
+		if m.forced.Load() {
+			return migrate.Done, 0, nil
+		}
 		v, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
 		if err == nil && v.Runs {
 			return migrate.Runs, 0, nil
@@ -287,6 +317,11 @@ func (c *Carrier) prepare(ctx context.Context, from string, d departure) error {
 	}
 	if !rt.Capabilities().Memory {
 		return sandbox.Errorf(op, sandbox.Unsupported, d.Name, "runtime %s keeps no memory in snapshots", d.Runtime)
+	}
+	if p, ok := rt.(interface{ Prepare(context.Context) error }); ok { // else it stands still while that is done
+		if err := p.Prepare(ctx); err != nil {
+			return err
+		}
 	}
 	c.arrivals.mu.Lock()
 	defer c.arrivals.mu.Unlock()

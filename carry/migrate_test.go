@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/migrate"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/peer/peertest"
@@ -127,6 +129,66 @@ func TestGivingUpBeforeTheSwitchLetsItGoOnHere(t *testing.T) {
 			t.Errorf("%s: it runs on %v", step, where)
 		}
 		cancel()
+	}
+}
+
+// conformance: V3
+func TestAMoveInDoubtIsResolvedByAskingOrByForce(t *testing.T) {
+	silent := atomic.Bool{}
+	a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+		if silent.Load() && (s == migrate.Switch || s == migrate.Ask) {
+			return migrate.Unknown, errors.New("no answer")
+		}
+		return 0, nil
+	})
+	if _, err := a.Resolve(ctx, "mover", carry.ResolveOptions{}); !sandbox.Is(err, sandbox.Conflict) {
+		t.Errorf("what does not move is resolved: %v", err)
+	}
+	silent.Store(true)
+	moved := make(chan error, 1)
+	go func() {
+		_, err := a.Migrate(ctx, "mover", "b", nil)
+		moved <- err
+	}()
+	for len(a.node().Leaving()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if _, err := a.Migrate(ctx, "mover", "b", nil); !sandbox.Is(err, sandbox.Conflict) {
+		t.Errorf("it moves twice: %v", err)
+	}
+	soon, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+	if _, err := a.Resolve(soon, "mover", carry.ResolveOptions{Abort: true}); err == nil {
+		t.Error("resolved without an answer")
+	}
+	stop()
+	if where := running(t, sb.ID, a, b); len(where) != 0 {
+		t.Errorf("in doubt it runs on %v", where)
+	}
+	silent.Store(false)
+	if res, err := a.Resolve(ctx, "mover", carry.ResolveOptions{Abort: true}); err != nil || res.Moved != "" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	if err := <-moved; err == nil {
+		t.Error("the move that was given up succeeded")
+	}
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+		t.Errorf("it runs on %v", where)
+	}
+	// The other node is gone for ever.
+	silent.Store(true)
+	go func() {
+		_, err := a.Migrate(ctx, "mover", "b", nil)
+		moved <- err
+	}()
+	for len(a.node().Leaving()) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if res, err := a.Resolve(ctx, "mover", carry.ResolveOptions{Abort: true, Force: true}); err != nil || res.Moved != "" {
+		t.Errorf("%+v, %v", res, err)
+	}
+	<-moved
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+		t.Errorf("it runs on %v", where)
 	}
 }
 

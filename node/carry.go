@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"maps"
 
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
@@ -19,6 +20,17 @@ func Portable(m snapshot.Manifest) error {
 			WithHint("make the sandbox without volumes and mounts")
 	}
 	return nil
+}
+
+// Holds returns files that the runtimes have besides snapshots, by digest ("blake3:" and hexadecimal digits).
+func (n *Node) Holds() map[string]string {
+	out := make(map[string]string)
+	for _, r := range n.runtimes {
+		if h, ok := r.(interface{ Holds() map[string]string }); ok {
+			maps.Copy(out, h.Holds())
+		}
+	}
+	return out
 }
 
 // Localize makes a snapshot that came from another node one of this: its root is here.

@@ -10,10 +10,32 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/sandbox"
+	"github.com/atoll-run/atoll/snapshot"
 )
 
 // autoMove marks snapshots by which a sandbox moves to another node.
 const autoMove = "move"
+
+// Movable says why a sandbox cannot move to another node while it runs; nil when it can.
+func (n *Node) Movable(sb Sandbox) error {
+	const op = "node.Movable"
+	r, err := n.Runtime(sb.Runtime)
+	switch {
+	case err != nil:
+		return err
+	case sb.Spec.Root.Kind == sandbox.RootRepository:
+		return sandbox.Errorf(op, sandbox.Unsupported, sb.Name, "it works on a git repository of this host, which other nodes do not have")
+	case len(sb.Volumes) > 0:
+		return sandbox.Errorf(op, sandbox.Unsupported, sb.Name, "it has the volume %s, which is on this host", sb.Volumes[0].Name).
+			WithHint("volumes do not move; make the sandbox without them, or copy what is in them with `atoll cp`")
+	case sb.Spec.Network == sandbox.NetworkHost:
+		return sandbox.Errorf(op, sandbox.Unsupported, sb.Name, "it uses this host's own network")
+	case !r.Capabilities().Memory:
+		return sandbox.Errorf(op, sandbox.Unsupported, sb.Name, "runtime %s keeps no memory in snapshots", sb.Runtime).
+			WithHint("gvisor and microvm sandboxes move while they run")
+	}
+	return Portable(snapshot.Manifest{ID: sb.Name, Spec: sb.Spec})
+}
 
 // Checkpoint saves the state of a running sandbox, which goes on, for a move.
 func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {

@@ -25,6 +25,8 @@ type Peers interface {
 	Carry(ctx context.Context, req CarryRequest, report func(carry.Progress)) (carry.Result, error)
 	// Migrate moves a running sandbox to another node.
 	Migrate(ctx context.Context, ref, node string, report func(carry.Progress)) (carry.Moved, error)
+	// ResolveMove ends a move that is under way or in doubt.
+	ResolveMove(ctx context.Context, ref string, o carry.ResolveOptions) (carry.Resolution, error)
 }
 
 // Peering is what a node needs for it.
@@ -49,6 +51,7 @@ type NodeInfo struct {
 	Joined  time.Time     `json:"joined"`
 	Answers time.Duration `json:"answers,omitempty"` // how long an answer takes; 0: it does not
 	Error   string        `json:"error,omitempty"`   // why it does not
+	Moving  []string      `json:"moving,omitempty"`  // names of sandboxes that are on their way there, and stand still
 }
 
 // JoinRequest names a node and shows its token.
@@ -128,8 +131,15 @@ func (l *Local) Nodes(ctx context.Context) ([]NodeInfo, error) {
 		return nil, err
 	}
 	out := []NodeInfo{}
+	leaving := l.node.Leaving()
 	for _, known := range p.Group.List() {
-		out = append(out, look(ctx, p.Group, known))
+		info := look(ctx, p.Group, known)
+		for _, sb := range leaving {
+			if sb.Moving == known.ID {
+				info.Moving = append(info.Moving, sb.Name)
+			}
+		}
+		out = append(out, info)
 	}
 	return out, nil
 }
@@ -164,6 +174,15 @@ func (l *Local) Migrate(ctx context.Context, ref, to string, report func(carry.P
 	return p.Carrier.Migrate(ctx, ref, to, report)
 }
 
+// ResolveMove implements Backend.
+func (l *Local) ResolveMove(ctx context.Context, ref string, o carry.ResolveOptions) (carry.Resolution, error) {
+	p, err := l.ready()
+	if err != nil {
+		return carry.Resolution{}, err
+	}
+	return p.Carrier.Resolve(ctx, ref, o)
+}
+
 // NodeToken implements Backend.
 func (c *Client) NodeToken(ctx context.Context) (NodeToken, error) {
 	return ask[NodeToken](ctx, c, "native.NodeToken", http.MethodPost, "/nodes/token", nil, nil)
@@ -194,6 +213,11 @@ func (c *Client) Migrate(ctx context.Context, ref, to string, report func(carry.
 	return follow[carry.Progress, carry.Moved](ctx, c, "native.Migrate", sandboxPath(ref, "/migrate"), nil, MigrateRequest{Node: to}, report)
 }
 
+// ResolveMove implements Backend.
+func (c *Client) ResolveMove(ctx context.Context, ref string, o carry.ResolveOptions) (carry.Resolution, error) {
+	return ask[carry.Resolution](ctx, c, "native.ResolveMove", http.MethodPost, sandboxPath(ref, "/resolve"), nil, o)
+}
+
 // NodeToken implements Backend.
 func (s scoped) NodeToken(context.Context) (NodeToken, error) {
 	return NodeToken{}, s.denied("letting nodes join")
@@ -220,6 +244,11 @@ func (s scoped) Migrate(context.Context, string, string, func(carry.Progress)) (
 	return carry.Moved{}, s.denied("moving a sandbox to another node")
 }
 
+// ResolveMove implements Backend.
+func (s scoped) ResolveMove(context.Context, string, carry.ResolveOptions) (carry.Resolution, error) {
+	return carry.Resolution{}, s.denied("ending the move of a sandbox")
+}
+
 func nodeRoutes() []route {
 	return []route{
 		on("GET", "/api/v1/nodes", "The nodes that this one trusts", func(c *call, _ none) ([]NodeInfo, error) {
@@ -239,6 +268,9 @@ func nodeRoutes() []route {
 		}),
 		onStream("POST", "/api/v1/sandboxes/{ref}/migrate", "Move a running sandbox to another node", func(c *call, in MigrateRequest, report func(carry.Progress)) (carry.Moved, error) {
 			return c.backend.Migrate(c.ctx, c.ref(), in.Node, report)
+		}),
+		on("POST", "/api/v1/sandboxes/{ref}/resolve", "End a move that is under way or in doubt", func(c *call, in carry.ResolveOptions) (carry.Resolution, error) {
+			return c.backend.ResolveMove(c.ctx, c.ref(), in)
 		}),
 	}
 }

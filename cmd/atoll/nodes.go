@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -100,6 +102,7 @@ func (a *app) nodeListCommand() *cobra.Command {
 				}
 				return "in " + n.Answers.Round(100*time.Microsecond).String()
 			}},
+			{head: "MOVING THERE", cell: func(n native.NodeInfo) string { return cmp.Or(strings.Join(n.Moving, " "), "-") }},
 			{head: "JOINED", cell: func(n native.NodeInfo) string { return formatAge(now.Sub(n.Joined)) }},
 		}
 	})
@@ -172,14 +175,36 @@ func progressOf(p carry.Progress) image.Progress {
 }
 
 func (a *app) migrateCommand() *cobra.Command {
-	var f format
+	var (
+		f       format
+		resolve bool
+		o       carry.ResolveOptions
+	)
 	cmd := &cobra.Command{
-		Use: "migrate SANDBOX NODE", Short: "Move a running sandbox to another node", Args: exact("a sandbox", "a node"),
+		Use: "migrate SANDBOX NODE", Short: "Move a running sandbox to another node",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if resolve || o.Abort {
+				return exact("a sandbox")(cmd, args)
+			}
+			return exact("a sandbox", "a node")(cmd, args)
+		},
 		Long: "Migrate copies a sandbox's state to another node while it runs, stops it, sends what has changed since, and lets it\n" +
-			"go on there under the same ID and name. It runs in one place at any time; when something fails, it goes on here.",
+			"go on there under the same ID and name. It runs in one place at any time; when something fails, it goes on here.\n" +
+			"Connections into it through this node stay open, and whoever asks this node for it later is led to where it is.\n\n" +
+			"When a node is lost in the one moment that matters, only the other one knows where the sandbox runs, and the sandbox\n" +
+			"stands still until that node answers: see `atoll node ls`. That node is asked again and again; --resolve asks at\n" +
+			"once. --abort gives up a move that is under way. With --force the sandbox goes on here without the other node having\n" +
+			"been asked: only when that node is gone for ever, since otherwise the sandbox may run twice from then on.",
+		Example: "  atoll migrate web east\n  atoll migrate --abort web",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
+			}
+			if o.Force && !o.Abort {
+				return sandbox.Errorf("migrate", sandbox.Invalid, "", "--force goes with --abort")
+			}
+			if resolve || o.Abort {
+				return a.resolveMove(cmd.Context(), &f, args[0], o)
 			}
 			b, err := a.openDaemon(cmd.Context())
 			if err != nil {
@@ -202,6 +227,36 @@ func (a *app) migrateCommand() *cobra.Command {
 		},
 	}
 	f.flags(cmd, "print the ID only")
+	cmd.Flags().BoolVar(&resolve, "resolve", false, "ask the other node how a move went that is in doubt")
+	cmd.Flags().BoolVar(&o.Abort, "abort", false, "give up a move; should the sandbox run there already, it stays there")
+	cmd.Flags().BoolVar(&o.Force, "force", false, "with --abort: do not ask the other node, which is gone for ever")
 	a.completes(cmd, 1, sandboxNames(sandbox.Running))
 	return cmd
+}
+
+// resolveMove ends a move and says where the sandbox is.
+func (a *app) resolveMove(ctx context.Context, f *format, ref string, o carry.ResolveOptions) error {
+	b, err := a.openDaemon(ctx)
+	if err != nil {
+		return err
+	}
+	if o.Force {
+		fmt.Fprintln(a.stderr, "warning: the other node is not asked; should the sandbox run there, it runs twice from now on")
+	}
+	res, err := b.ResolveMove(ctx, ref, o)
+	if err != nil {
+		return err
+	}
+	if done, err := f.structured(a.stdout, res); done {
+		return err
+	}
+	fmt.Fprintln(a.stdout, res.Sandbox)
+	if !f.quiet && a.interactive {
+		where := "it is here"
+		if res.Moved != "" {
+			where = "it has moved to node " + res.Moved
+		}
+		fmt.Fprintln(a.stderr, where)
+	}
+	return nil
 }

@@ -258,6 +258,11 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	if err := r.checked(filepath.Join(b.Dir, devicesName), m.Devices); err != nil {
 		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
+	for _, p := range o.Base {
+		if err := r.keepBase(b.Dir, p); err != nil {
+			r.log.Warn("keeping what machines are cloned from", "file", p.Digest, "err", err)
+		}
+	}
 	o = place(o)
 	o, err := addLayer(b.Dir, o)
 	if err != nil {
