@@ -184,6 +184,9 @@ func (m *mover) run(ctx context.Context, s migrate.State) migrate.State {
 // step carries out one step.
 func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int64, error) {
 	n := m.c.cfg.Node
+	if s == migrate.Ask && m.forced.Load() {
+		return migrate.Done, 0, nil // it is taken for granted
+	}
 	if m.c.fault != nil {
 		if o, err := m.c.fault(s); err != nil {
 			return o, 0, err
@@ -214,9 +217,6 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		m.result.Downtime = time.Since(m.frozen)
 		return settled(err), 0, err
 	case migrate.Ask:
-		if m.forced.Load() {
-			return migrate.Done, 0, nil
-		}
 		v, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
 		if err == nil && v.Runs {
 			return migrate.Runs, 0, nil
