@@ -109,11 +109,6 @@ func TestWhoIsConnectedMissesNothingWhenASandboxMovesAway(t *testing.T) {
 	testConnected(t, "gvisor")
 }
 
-// conformance: V3
-func TestWhoIsConnectedMissesNothingWhenAMachineMovesAway(t *testing.T) {
-	testConnected(t, "microvm")
-}
-
 // testConnected moves a sandbox there and back while clients of the first node read from it in every way that there is.
 func testConnected(t *testing.T, runtime string) {
 	ctx := t.Context()
@@ -199,37 +194,5 @@ func testConnected(t *testing.T, runtime string) {
 	}
 	if got, err := b.Get(ctx, sb.ID); err != nil || got.State != sandbox.Terminated {
 		t.Errorf("%+v, %v", got, err)
-	}
-}
-
-// conformance: V3
-func TestAMachineMovesWithItsProcessesAndFiles(t *testing.T) {
-	ctx := t.Context()
-	a, b, _ := twoNodes(t, "microvm")
-	if _, err := a.ImportImage(ctx, "root", bytes.NewReader(rootTar(t))); err != nil {
-		t.Fatal(err)
-	}
-	for round := range 2 { // the second time the target has what the machine was cloned from
-		name := "mover" + strconv.Itoa(round)
-		sb, err := a.Create(ctx, node.CreateRequest{Image: "root", Name: name, Network: sandbox.NetworkNone, User: "root",
-			Resources: sandbox.Resources{Memory: 256 << 20, Disk: 1 << 30}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		sh(t, a, sb, "echo 0 > /n; (i=0; while :; do echo $((++i)) > /n; sleep 0.02; done) > /dev/null 2>&1 &")
-		before := counts(t, a, sb)
-		moved, err := a.Migrate(ctx, name, "node1", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("measured: V3 microVM of 256 MiB between two nodes, time %d: downtime %v, copies %v, then %d bytes, in %v", round+1,
-			moved.Downtime.Round(time.Millisecond), moved.Rounds, moved.Final, moved.Took.Round(time.Millisecond))
-		got, err := b.Get(ctx, name)
-		if err != nil || got.ID != sb.ID || got.State != sandbox.Running {
-			t.Fatalf("%+v, %v", got, err)
-		}
-		if after := counts(t, b, got); after < before {
-			t.Errorf("it counted to %d, and now to %d", before, after)
-		}
 	}
 }
