@@ -25,7 +25,7 @@ type Base struct {
 	Group     string            `json:"group"` // control group
 }
 
-func (b *Base) base() *Base { return b }
+func (b *Base) base() *Base { return b } //nolint:unused // called by way of Record
 
 // Record is what a later process must know of a sandbox to take it over: a
 // pointer to a struct that embeds Base.
