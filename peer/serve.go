@@ -203,7 +203,7 @@ func (g *Group) serve(conn *tls.Conn) {
 	srv := &http2.Server{MaxUploadBufferPerConnection: flowBuffer, MaxUploadBufferPerStream: streamBuffer, MaxConcurrentStreams: maxStreams,
 		ReadIdleTimeout: aliveInterval, PingTimeout: aliveTimeout, IdleTimeout: idleTimeout}
 	if conn.ConnectionState().NegotiatedProtocol == protocolStreams {
-		srv.MaxUploadBufferPerStream, srv.MaxConcurrentStreams = lastingBuffer, maxLasting
+		srv.MaxUploadBufferPerStream, srv.MaxConcurrentStreams = lastingBuffer, maxLasting //nolint:staticcheck // as above
 	}
 	srv.ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(g.answer)}) //nolint:staticcheck // as above
 	_ = conn.Close()
