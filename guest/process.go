@@ -357,11 +357,26 @@ const maxOutput = 64 << 20
 // Run runs a command to its end and collects what it writes. A command that
 // fails is no error; see Output.ExitCode. When ctx ends, the command is killed.
 func (c *Client) Run(ctx context.Context, cmd Command) (Output, error) {
-	p, err := c.Start(ctx, cmd)
+	const op = "guest.Run"
+	if err := ctx.Err(); err != nil {
+		return Output{}, sandbox.E(op, sandbox.KindOf(err), "", err)
+	}
+	// The start is seen to its end even when ctx ends meanwhile: only then is it known which process to take along.
+	view, end := context.WithCancel(context.WithoutCancel(ctx))
+	defer end()
+	if at, ok := ctx.Deadline(); ok {
+		var stop context.CancelFunc
+		view, stop = context.WithDeadline(view, at)
+		defer stop()
+	}
+	unbound := context.AfterFunc(ctx, func() { time.AfterFunc(killTimeout, end) })
+	p, err := c.Start(view, cmd)
+	unbound()
 	if err != nil {
 		return Output{}, err
 	}
 	defer p.Close()
+	defer context.AfterFunc(ctx, end)()
 	var stdout, stderr limitedBuffer
 	result, err := p.Wait(&stdout, &stderr)
 	if err != nil && ctx.Err() != nil {
@@ -373,7 +388,7 @@ func (c *Client) Run(ctx context.Context, cmd Command) (Output, error) {
 	return Output{Result: result, Stdout: stdout.Bytes(), Stderr: stderr.Bytes()}, err
 }
 
-// killTimeout bounds the call that ends a canceled Run.
+// killTimeout bounds how long a canceled Run waits for its start, and the call that ends it.
 const killTimeout = 5 * time.Second
 
 // limitedBuffer keeps the first maxOutput bytes.
