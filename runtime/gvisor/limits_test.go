@@ -49,6 +49,17 @@ func start(t *testing.T, edit func(*sandbox.Spec)) (*gvisor.Runtime, sandbox.Spe
 	return r, spec
 }
 
+func TestASandboxHasNoDescriptorsButThoseItIsGiven(t *testing.T) {
+	for fd := 250; fd < 260; fd++ { // among them those that gVisor's kernel wants for itself
+		if err := unix.Dup3(2, fd, 0); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+	}
+	r, spec := start(t, nil)
+	sh(t, r, spec.ID, "true")
+}
+
 // conformance: FR2.5
 func TestRootInsideCannotForkBeyondTheLimit(t *testing.T) {
 	const limit = 100

@@ -178,7 +178,7 @@ func (r *Runtime) startSentry(s *sentry, d *donation, l layout, res sandbox.Reso
 		"--total-host-memory="+strconv.FormatUint(host.Totalram*uint64(host.Unit), 10))
 	d.transfer(cmd)
 	cmd.Args = append(cmd.Args, orders.ContainerID)
-	cmd.Env = []string{}
+	cmd.Env = []string{orders.EnvFiles + "=" + strconv.Itoa(len(cmd.ExtraFiles))}
 	cmd.Stderr = s.panics
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid: true, // no signals from our terminal
@@ -225,7 +225,7 @@ func (r *Runtime) startGofer(s *sentry, d *donation, l layout, cgroupFD int) err
 	cmd.Args = append(cmd.Args, "gofer", "--bundle="+s.dir, orders.MountFlag(l.confs))
 	d.transfer(cmd)
 	cmd.Args = append(cmd.Args, orders.ContainerID)
-	cmd.Env = []string{}
+	cmd.Env = []string{orders.EnvFiles + "=" + strconv.Itoa(len(cmd.ExtraFiles))}
 	cmd.Stderr = s.panics
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Setsid:     true,

@@ -21,6 +21,9 @@ const (
 	ArgGofer  = "atoll-gofer"
 )
 
+// EnvFiles is the variable that says how many files the executable is given, from descriptor 3 on.
+const EnvFiles = "ATOLL_FILES"
+
 // ContainerID is the name of the one container in every sentry. It is the same
 // everywhere, so that a snapshot can be restored under any sandbox ID.
 const ContainerID = "atoll"

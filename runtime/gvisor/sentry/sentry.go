@@ -9,7 +9,9 @@ package sentry
 import (
 	"os"
 	"slices"
+	"strconv"
 
+	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/runsc/cli"
 	"gvisor.dev/gvisor/runsc/cmd"
 	"gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
@@ -31,6 +33,7 @@ func Wanted() bool {
 func Main() {
 	// We are executed by a descriptor, whose number the kernel takes for our name.
 	_ = os.WriteFile("/proc/self/comm", []byte(orders.ArgSentry), 0)
+	dropInherited()
 	if slices.Contains(os.Args, "boot") {
 		useCompiledFilter()
 		keepCPUID()
@@ -40,4 +43,24 @@ func Main() {
 		new(sentrycmd.Umount): "",
 		new(cmd.Gofer):        "",
 	}, nil)
+}
+
+// dropInherited closes the files that we have from our parent but were not given. gVisor's control sockets hold one in the parent
+// that exec does not close, and the kernel fails where a descriptor that it wants for itself, such as 254, is taken.
+func dropInherited() {
+	given, err := strconv.Atoi(os.Getenv(orders.EnvFiles))
+	if err != nil {
+		return // the process that unmounts
+	}
+	files, _ := os.ReadDir("/proc/self/fd")
+	for _, f := range files {
+		fd, err := strconv.Atoi(f.Name())
+		if err != nil || fd < 3+given {
+			continue
+		}
+		// What Go has opened for itself is closed at exec, so it cannot have come from there.
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil && flags&unix.FD_CLOEXEC == 0 {
+			_ = unix.Close(fd)
+		}
+	}
 }
