@@ -44,7 +44,7 @@ func TestSubjectsTakeTurnsAndTheFirstRoundIsNotCounted(t *testing.T) {
 	if want := (series{"a", 2, 3, 5}); got[0] != want {
 		t.Errorf("a: %+v, want %+v", got[0], want)
 	}
-	failing := subject{"c", func(context.Context) (time.Duration, error) { return 0, errors.New("broken") }}
+	failing := subject{name: "c", run: func(context.Context) (time.Duration, error) { return 0, errors.New("broken") }}
 	if _, err := interleave(t.Context(), []subject{failing}, 1); err == nil || err.Error() != "c: broken" {
 		t.Errorf("error %v", err)
 	}

@@ -22,6 +22,8 @@ const said = "ready"
 type subject struct {
 	name string
 	run  func(ctx context.Context) (time.Duration, error) // from the start to the first output
+	// apart makes the node hold machines ready, which would disturb the others: it is measured after them.
+	apart bool
 }
 
 // A series is what one subject took.
@@ -74,16 +76,16 @@ func quantile(samples []time.Duration, q float64) float64 {
 // what serves them.
 func subjects(ctx context.Context, n *node, root, dir string) (found []subject, absent []string, closeAll func()) {
 	found = append(found,
-		subject{"atoll run", commandLine(n.env, n.binary, "run", "--rm", "base", "--", "echo", said)},
-		subject{"atoll run --fresh", commandLine(n.env, n.binary, "run", "--rm", "--fresh", "base", "--", "echo", said)})
+		subject{name: "atoll run", run: commandLine(n.env, n.binary, "run", "--rm", "base", "--", "echo", said)},
+		subject{name: "atoll run --fresh", run: commandLine(n.env, n.binary, "run", "--rm", "--fresh", "base", "--", "echo", said)})
 	if bwrap, err := exec.LookPath("bwrap"); err == nil {
-		found = append(found, subject{"bubblewrap", commandLine(nil, bwrap, "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev",
+		found = append(found, subject{name: "bubblewrap", run: commandLine(nil, bwrap, "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev",
 			"--tmpfs", "/tmp", "--unshare-all", "--die-with-parent", "echo", said)})
 	} else {
 		absent = append(absent, "bubblewrap is not installed")
 	}
 	if run, err := runc(ctx, root, dir); err == nil {
-		found = append(found, subject{"runc run", run})
+		found = append(found, subject{name: "runc run", run: run})
 	} else {
 		absent = append(absent, "runc: "+firstLine(err.Error()))
 	}
@@ -97,7 +99,7 @@ func subjects(ctx context.Context, n *node, root, dir string) (found []subject, 
 			absent = append(absent, s.name+": "+firstLine(err.Error()))
 			continue
 		}
-		found, ends = append(found, subject{s.name, run}), append(ends, end)
+		found, ends = append(found, subject{name: s.name, run: run, apart: s.runtime != ""}), append(ends, end)
 	}
 	return found, absent, func() {
 		for _, end := range ends {

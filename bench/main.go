@@ -84,11 +84,20 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readm
 	subjects, absent, closeAll := subjects(ctx, node, root, dir)
 	defer closeAll()
 	rep.Absent = absent
-	progress("%d rounds of: %s", n, names(subjects))
-	if rep.Beside, err = interleave(ctx, subjects, n); err != nil {
+	together, apart := divide(subjects)
+	if rep.Beside, err = rounds(ctx, together, n); err != nil {
 		return err
 	}
-	for _, runtime := range []string{"gvisor", "microvm", "worktree"} {
+	for _, runtime := range []string{"gvisor", "worktree", "microvm"} {
+		n := n
+		if runtime == "microvm" { // last, since the node then holds machines ready
+			n = min(n, emulated)
+			more, err := rounds(ctx, apart, n)
+			if err != nil {
+				return err
+			}
+			rep.Beside = append(rep.Beside, more...)
+		}
 		progress("atoll bench sandbox --runtime %s", runtime)
 		figures, err := node.output(ctx, "bench", "sandbox", "--runtime", runtime, "-n", fmt.Sprint(n), "-o", "json")
 		if err != nil {
@@ -98,6 +107,27 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readm
 		rep.Sandbox[runtime] = json.RawMessage(figures)
 	}
 	return rep.write(jsonFile, tableFile, readmeFile)
+}
+
+// emulated is how often machines are measured at most, which take seconds where they are emulated.
+const emulated = 10
+
+// rounds is interleave, announced.
+func rounds(ctx context.Context, subjects []subject, n int) ([]series, error) {
+	progress("%d rounds of: %s", n, names(subjects))
+	return interleave(ctx, subjects, n)
+}
+
+// divide tells the subjects that can be measured in turn from those that are measured apart.
+func divide(subjects []subject) (together, apart []subject) {
+	for _, s := range subjects {
+		if s.apart {
+			apart = append(apart, s)
+		} else {
+			together = append(together, s)
+		}
+	}
+	return together, apart
 }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
