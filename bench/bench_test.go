@@ -29,7 +29,7 @@ func TestQuantileIsTheNearestRank(t *testing.T) {
 func TestSubjectsTakeTurnsAndTheFirstRoundIsNotCounted(t *testing.T) {
 	var order []string
 	take := func(name string) subject {
-		return subject{name, func(context.Context) (time.Duration, error) {
+		return subject{name: name, run: func(context.Context) (time.Duration, error) {
 			order = append(order, name)
 			return time.Duration(len(order)) * time.Millisecond, nil
 		}}
