@@ -1,4 +1,4 @@
-// Package carry moves snapshots, images and running sandboxes between nodes, as few bytes as can be.
+// Package carry moves snapshots, images, language models and running sandboxes between nodes, as few bytes as can be.
 //
 // A move is a push: the node that has something offers it to one that has not. The offer names every file by its digest, and
 // the older files that the sender could describe it by. The receiver says which it has; what is lacking then travels as a
@@ -26,6 +26,7 @@ import (
 	"github.com/atoll-run/atoll/chunk/pack"
 	"github.com/atoll-run/atoll/fetch"
 	"github.com/atoll-run/atoll/image"
+	"github.com/atoll-run/atoll/llm/host"
 	"github.com/atoll-run/atoll/migrate"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/pace"
@@ -41,12 +42,14 @@ type Kind string
 const (
 	Snapshot Kind = "snapshot"
 	Image    Kind = "image"
+	Model    Kind = "model"
 )
 
 // Config is what a Carrier stands on. It owns none of it.
 type Config struct {
 	Snapshots *snapshot.Store
 	Images    *image.Store
+	Models    *host.Store
 	Node      *node.Node
 	Stage     *chunk.Disk // where chunks wait; nothing else is in it
 	Pacer     *pace.Pacer
@@ -172,13 +175,13 @@ type FileResult struct {
 type offer struct {
 	Kind  Kind            `json:"kind"`
 	ID    string          `json:"id"`
-	Meta  json.RawMessage `json:"meta"` // the manifest of a snapshot, the record of an image
+	Meta  json.RawMessage `json:"meta"` // the manifest of a snapshot, the record of an image or a model
 	Files []offered       `json:"files"`
 }
 
 // offered is one file.
 type offered struct {
-	Name   string     `json:"name"` // "root" is the EROFS root, "state/..." belongs to a snapshot
+	Name   string     `json:"name"` // "root" is the EROFS root, "state/..." belongs to a snapshot, "weights" are a model's
 	Size   int64      `json:"size"`
 	Digest chunk.ID   `json:"digest"`          // BLAKE3 of its content
 	Bases  []chunk.ID `json:"bases,omitempty"` // digests of older files that the sender has, the best first
@@ -186,6 +189,7 @@ type offered struct {
 
 const (
 	rootName    = "root"
+	weightsName = "weights"
 	statePrefix = "state/"
 
 	maxOffer = 4 << 20 // bytes
@@ -210,7 +214,7 @@ type term struct {
 
 // check says why an offer makes no sense.
 func (o offer) check() error {
-	if o.Kind != Snapshot && o.Kind != Image {
+	if o.Kind != Snapshot && o.Kind != Image && o.Kind != Model {
 		return fmt.Errorf("there is no kind %.20q", o.Kind)
 	}
 	if len(o.Files) > maxFiles {
@@ -222,7 +226,11 @@ func (o offer) check() error {
 			return fmt.Errorf("the file %.80q makes no sense", f.Name)
 		}
 		seen[f.Name] = true
-		if name, state := strings.CutPrefix(f.Name, statePrefix); f.Name != rootName && !(state && name != "" && o.Kind == Snapshot) {
+		only := rootName
+		if o.Kind == Model {
+			only = weightsName
+		}
+		if name, state := strings.CutPrefix(f.Name, statePrefix); f.Name != only && !(state && name != "" && o.Kind == Snapshot) {
 			return fmt.Errorf("the file %.80q belongs to nothing", f.Name)
 		}
 	}

@@ -29,6 +29,7 @@ import (
 	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/image"
+	llmhost "github.com/atoll-run/atoll/llm/host"
 	"github.com/atoll-run/atoll/migrate"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/pace"
@@ -51,6 +52,7 @@ type host struct {
 	*peertest.Node
 	snapshots *snapshot.Store
 	images    *image.Store
+	models    *llmhost.Store
 	stage     *chunk.Disk
 	dir       string
 	world     *fake.World
@@ -105,6 +107,7 @@ func newHostWith(t testing.TB, name string, o options) *host {
 	if h.images, err = image.Open(filepath.Join(h.dir, "images"), image.Options{}); err != nil {
 		t.Fatal(err)
 	}
+	h.models = llmhost.OpenStore(filepath.Join(h.dir, "models"))
 	if h.snapshots, _, err = snapshot.Open(filepath.Join(h.dir, "snapshots")); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +125,7 @@ func newHostWith(t testing.TB, name string, o options) *host {
 }
 
 func (h *host) carrier() *carry.Carrier {
-	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
+	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Models: h.models, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
 		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node(),
 		Cache: cache.New(h.options.tiers...), Store: h.options.store})
 	c.Break(h.fault)

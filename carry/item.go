@@ -36,6 +36,8 @@ func (c *Carrier) find(ctx context.Context, kind Kind, ref string) (*item, error
 		return c.snapshotItem(s.ID)
 	case Image:
 		return c.imageItem(ref)
+	case Model:
+		return c.modelItem(ref)
 	}
 	return nil, sandbox.Errorf("carry.Find", sandbox.Invalid, ref, "there is no kind %.20q", kind)
 }
@@ -204,6 +206,11 @@ func (c *Carrier) held() map[chunk.ID]string {
 	for _, i := range images {
 		if d, err := digestOf(i.Root.Digest); err == nil {
 			out[d] = i.Root.Path
+		}
+	}
+	for _, m := range c.models() {
+		if d, err := digestOf(m.Digest); err == nil {
+			out[d] = c.cfg.Models.Weights(m.Name)
 		}
 	}
 	return out

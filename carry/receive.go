@@ -105,6 +105,12 @@ func (c *Carrier) have(o offer) (bool, error) {
 			return true, nil
 		}
 		return false, nil
+	case Model:
+		m, err := o.model()
+		if err != nil {
+			return false, err
+		}
+		return c.haveModel(m)
 	default:
 		i, err := o.image()
 		if err != nil {
@@ -398,8 +404,11 @@ type filler func(ctx context.Context, i int, path string) error
 // rebuild makes the files of an offer and commits them. fill is called once for each file that is not held: those of a
 // snapshot's state in order, then the root.
 func (c *Carrier) rebuild(ctx context.Context, s *session, fill filler) error {
-	if s.offer.Kind == Image {
+	switch s.offer.Kind {
+	case Image:
 		return c.rebuildImage(ctx, s, fill)
+	case Model:
+		return c.rebuildModel(ctx, s, fill)
 	}
 	return c.rebuildSnapshot(ctx, s, fill)
 }
@@ -481,8 +490,8 @@ func (c *Carrier) decode(ctx context.Context, s *session, i int, delta io.Reader
 		}
 		base = transfer.Image{At: b, Size: info.Size()}
 	}
-	// A snapshot is synced when it is committed; a root stands by itself.
-	o := transfer.DecodeOptions{MaxSize: max(f.Size, 1), Unsynced: f.Name != rootName}
+	// A snapshot is synced when it is committed; a root and weights stand by themselves.
+	o := transfer.DecodeOptions{MaxSize: max(f.Size, 1), Unsynced: s.offer.Kind == Snapshot && f.Name != rootName}
 	if b := s.terms[i].Base; b != nil {
 		o.Base = c.known.tree(*b)
 	}

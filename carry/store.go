@@ -27,6 +27,7 @@ func refName(kind Kind, key string) string {
 func (o offer) names() []string {
 	var meta struct {
 		Names []string `json:"names"` // of an image
+		Name  string   `json:"name"`  // of a model
 		Meta  struct {
 			Name string `json:"name"` // of a snapshot
 		} `json:"meta"`
@@ -34,7 +35,7 @@ func (o offer) names() []string {
 	if json.Unmarshal(o.Meta, &meta) != nil {
 		return nil
 	}
-	return append(meta.Names, meta.Meta.Name)
+	return append(meta.Names, meta.Name, meta.Meta.Name)
 }
 
 func (c *Carrier) store(ref string) (*chunk.Vault, error) {

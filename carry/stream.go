@@ -61,7 +61,7 @@ func (s *sending) assume() (a assumption, ok bool) {
 		}
 		a.Terms = append(a.Terms, t)
 	}
-	return a, s.it.Kind == Image || a.Terms[0].Held // the root of a snapshot is rebuilt last: it goes another way
+	return a, s.it.Kind != Snapshot || a.Terms[0].Held // the root of a snapshot is rebuilt last: it goes another way
 }
 
 // stream sends the item in one request. done is false when it must go the other way: by the terms, if the receiver has

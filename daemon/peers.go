@@ -16,6 +16,7 @@ import (
 	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/chunk"
+	"github.com/atoll-run/atoll/llm/host"
 	"github.com/atoll-run/atoll/pace"
 	"github.com/atoll-run/atoll/peer"
 	"github.com/atoll-run/atoll/sandbox"
@@ -48,7 +49,7 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 	if err != nil {
 		return err
 	}
-	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Stage: stage, Cache: p.cache, Store: store,
+	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Models: host.OpenStore(p.Home.Models()), Stage: stage, Cache: p.cache, Store: store,
 		Pacer: pace.New(cfg.Uplink, pace.DefaultShares), Log: cfg.Log})
 	name := cfg.Name
 	if name == "" {

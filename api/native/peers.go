@@ -263,7 +263,7 @@ func nodeRoutes() []route {
 		on("DELETE", "/api/v1/nodes/{ref}", "End the trust in a node", func(c *call, _ none) (none, error) {
 			return none{}, c.backend.ForgetNode(c.ctx, c.ref())
 		}),
-		onStream("POST", "/api/v1/carry", "Copy a snapshot or an image to another node, or from it", func(c *call, in CarryRequest, report func(carry.Progress)) (carry.Result, error) {
+		onStream("POST", "/api/v1/carry", "Copy a snapshot, an image or a model to another node, or from it", func(c *call, in CarryRequest, report func(carry.Progress)) (carry.Result, error) {
 			return c.backend.Carry(c.ctx, in, report)
 		}),
 		onStream("POST", "/api/v1/sandboxes/{ref}/migrate", "Move a running sandbox to another node", func(c *call, in MigrateRequest, report func(carry.Progress)) (carry.Moved, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atoll-run/atoll/api/openai"
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/daemon"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/llm/cache"
@@ -27,10 +28,22 @@ import (
 
 func (a *app) modelCommand() *cobra.Command {
 	return group("model", "Import, measure and serve language models", a.modelImportCommand(), a.modelListCommand(), a.modelRemoveCommand(),
-		a.modelChatCommand(), a.modelServeCommand(), a.modelQuantizeCommand(), a.modelPerplexityCommand())
+		a.modelChatCommand(), a.modelServeCommand(), a.modelQuantizeCommand(), a.modelPerplexityCommand(),
+		a.carryCommand("push", carry.Model, "Copy a model to another node, as little of it as need be", false, modelNames),
+		a.carryCommand("pull", carry.Model, "Copy a model from another node, as little of it as need be", true, modelNames))
 }
 
 func (a *app) modelStore() *llmhost.Store { return llmhost.OpenStore(daemon.Home(a.home).Models()) }
+
+// modelNames completes models.
+func modelNames(_ context.Context, a *app) []string {
+	all, _ := a.modelStore().List()
+	names := make([]string, len(all))
+	for i, m := range all {
+		names[i] = m.Name
+	}
+	return names
+}
 
 // modelFlags are the settings of a model in use.
 type modelFlags struct {
@@ -147,7 +160,7 @@ func (a *app) modelListCommand() *cobra.Command {
 }
 
 func (a *app) modelRemoveCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: "rm NAME...", Short: "Remove models", Args: cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			var errs []error
@@ -157,6 +170,8 @@ func (a *app) modelRemoveCommand() *cobra.Command {
 			return errors.Join(errs...)
 		},
 	}
+	a.completes(cmd, -1, modelNames)
+	return cmd
 }
 
 // defaultModelAddr is where `atoll model serve` listens.

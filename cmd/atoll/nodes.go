@@ -119,19 +119,19 @@ func (a *app) nodeRemoveCommand() *cobra.Command {
 	return cmd
 }
 
-// carryCommand makes push and pull of snapshots.
-func (a *app) carryCommand(use, short string, pull bool) *cobra.Command {
+// carryCommand makes push and pull of snapshots and models, which names lists.
+func (a *app) carryCommand(use string, kind carry.Kind, short string, pull bool, names completer) *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use: use + " SNAPSHOT NODE", Short: short, Args: exact("a snapshot", "a node"),
+		Use: use + " " + strings.ToUpper(string(kind)) + " NODE", Short: short, Args: exact("a "+string(kind), "a node"),
 		Long: short + ".\nInstead of a node, `store` is the object store that the daemon was given by `atoll up --store`.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: carry.Snapshot, Ref: args[0], Node: args[1], Pull: pull})
+			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: kind, Ref: args[0], Node: args[1], Pull: pull})
 		},
 	}
 	f.flags(cmd, "print the ID only")
 	if !pull {
-		a.completes(cmd, 1, snapshotNames)
+		a.completes(cmd, 1, names)
 	}
 	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -52,8 +53,8 @@ func (a *app) snapshotCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&name, "name", "n", "", "a `name` for the snapshot")
 	a.completes(cmd, 1, sandboxNames(sandbox.Running, sandbox.Paused))
 	cmd.AddCommand(a.snapshotListCommand(), a.snapshotInspectCommand(), a.snapshotRemoveCommand(),
-		a.carryCommand("push", "Copy a snapshot to another node, as little of it as need be", false),
-		a.carryCommand("pull", "Copy a snapshot from another node, as little of it as need be", true))
+		a.carryCommand("push", carry.Snapshot, "Copy a snapshot to another node, as little of it as need be", false, snapshotNames),
+		a.carryCommand("pull", carry.Snapshot, "Copy a snapshot from another node, as little of it as need be", true, snapshotNames))
 	return cmd
 }
 

@@ -135,19 +135,15 @@ func (s *Store) Remove(name string) error {
 // when it is not known. name may be empty. It fails with Exists when the name is
 // taken by another model; the same again is no error.
 func (s *Store) Import(ctx context.Context, origin, name string, progress func(done, all int64)) (Info, error) {
-	const op = "host.Import"
 	if name == "" {
 		name = NameOf(origin)
 	}
 	if err := checkName(name); err != nil {
 		return Info{}, err
 	}
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return Info{}, sandbox.E(op, sandbox.Denied, s.dir, err)
-	}
-	part, err := os.MkdirTemp(s.dir, partPrefix)
+	part, err := s.part()
 	if err != nil {
-		return Info{}, sandbox.E(op, sandbox.Denied, s.dir, err)
+		return Info{}, err
 	}
 	defer os.RemoveAll(part)
 	digest, err := fetch(ctx, origin, filepath.Join(part, weightsName), progress)
@@ -158,14 +154,19 @@ func (s *Store) Import(ctx context.Context, origin, name string, progress func(d
 	if err != nil {
 		return Info{}, err
 	}
-	info.Name, info.Digest, info.Origin, info.Imported = name, digest, origin, time.Now().UTC().Truncate(time.Second)
-	if old, err := s.Info(name); err == nil {
-		if old.Digest == digest {
-			return old, nil
-		}
-		return Info{}, sandbox.Errorf(op, sandbox.Exists, name, "another model has this name").
-			WithHint("choose another with --name, or remove it with `atoll model rm " + name + "`")
+	info.Name, info.Digest, info.Origin = name, digest, origin
+	return s.install(part, info)
+}
+
+// install makes a model of a folder that has its weights, unless it is there already.
+func (s *Store) install(part string, info Info) (Info, error) {
+	const op = "host.Import"
+	name := info.Name
+	if there, err := s.Has(name, info.Digest); err != nil || there {
+		old, _ := s.Info(name)
+		return old, err
 	}
+	info.Imported = time.Now().UTC().Truncate(time.Second)
 	data, err := json.MarshalIndent(info, "", "  ")
 	if err == nil {
 		err = os.WriteFile(filepath.Join(part, infoName), data, 0o600)
@@ -178,6 +179,61 @@ func (s *Store) Import(ctx context.Context, origin, name string, progress func(d
 		return Info{}, sandbox.E(op, sandbox.Internal, name, err)
 	}
 	return info, nil
+}
+
+// Has reports whether a model is there. It fails with Exists when another one has its name.
+func (s *Store) Has(name, digest string) (bool, error) {
+	old, err := s.Info(name)
+	if err != nil || old.Digest == digest {
+		return err == nil, nil
+	}
+	return false, sandbox.Errorf("host.Import", sandbox.Exists, name, "another model has this name").
+		WithHint("choose another with --name, or remove it with `atoll model rm " + name + "`")
+}
+
+// Receive takes a model of another node: fill writes its weights to a path. Nothing that the other says is believed but its name and
+// where the model is from: the weights are compared with the digest, and described anew.
+func (s *Store) Receive(ctx context.Context, of Info, fill func(ctx context.Context, path string) error) error {
+	const op = "host.Receive"
+	if err := checkName(of.Name); err != nil {
+		return err
+	}
+	part, err := s.part()
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(part)
+	weights := filepath.Join(part, weightsName)
+	if err := fill(ctx, weights); err != nil {
+		return err
+	}
+	digest, err := digestOf(ctx, weights)
+	if err != nil {
+		return err
+	}
+	if digest != of.Digest {
+		return sandbox.Errorf(op, sandbox.Invalid, of.Name, "what came is %s", digest)
+	}
+	info, err := describe(weights)
+	if err != nil {
+		return err
+	}
+	info.Name, info.Digest, info.Origin = of.Name, digest, of.Origin
+	_, err = s.install(part, info)
+	return err
+}
+
+// part makes a folder in which a model is put together.
+func (s *Store) part() (string, error) {
+	const op = "host.Import"
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", sandbox.E(op, sandbox.Denied, s.dir, err)
+	}
+	part, err := os.MkdirTemp(s.dir, partPrefix)
+	if err != nil {
+		return "", sandbox.E(op, sandbox.Denied, s.dir, err)
+	}
+	return part, nil
 }
 
 // fetch copies a file and returns its digest.
