@@ -55,7 +55,9 @@ type Config struct {
 	Pacer     *pace.Pacer
 	Cache     *cache.Cache   // of chunks that come one by one; nil: none are kept
 	Store     *bucket.Bucket // an object store; nil: none
-	Log       *slog.Logger
+	// StoreRules say how long it keeps what no name leads to.
+	StoreRules chunk.Rules
+	Log        *slog.Logger
 	// Patience is how long a push goes on trying when nothing gets through; 0 means 10 minutes.
 	Patience time.Duration
 }

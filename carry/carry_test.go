@@ -68,6 +68,7 @@ type options struct {
 	fault      func(migrate.Step) (migrate.Outcome, error)
 	site       string
 	store      *bucket.Bucket
+	rules      chunk.Rules // of the store
 	tiers      []cache.Tier
 }
 
@@ -127,7 +128,7 @@ func newHostWith(t testing.TB, name string, o options) *host {
 func (h *host) carrier() *carry.Carrier {
 	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Models: h.models, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
 		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node(),
-		Cache: cache.New(h.options.tiers...), Store: h.options.store})
+		Cache: cache.New(h.options.tiers...), Store: h.options.store, StoreRules: h.options.rules})
 	c.Break(h.fault)
 	return c
 }

@@ -1,13 +1,16 @@
 package carry_test
 
 import (
+	"errors"
 	"net/http"
 	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/atoll-run/atoll/carry"
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/chunk/bucket"
 	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/peer/peertest"
@@ -186,6 +189,74 @@ func TestAnObjectStoreIsPushedToAndPulledFromOnceForTheRegion(t *testing.T) {
 	_, err = nodes[0].Pull(ctx, carry.Image, "base:2", carry.StoreName, nil)
 	wantKind(t, err, sandbox.NotFound)
 	if err := nodes[0].SweepStore(ctx, next.Created); err != nil {
+		t.Error(err)
+	}
+}
+
+// conformance: FR5.4
+func TestWhatTheObjectStoreHasIsListedRemovedAndExpires(t *testing.T) {
+	store, err := bucket.Open(ctx, "file://"+t.TempDir(), bucket.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	h := newHostWith(t, "a", options{store: store, rules: chunk.Rules{KeepLast: 1, MaxAge: time.Hour}})
+	push := func(kind carry.Kind, ref string) {
+		t.Helper()
+		if _, err := h.Push(ctx, kind, ref, carry.StoreName, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	listed := func() (all []string) {
+		t.Helper()
+		list, err := h.Stored(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range list {
+			if s.Error != "" || s.Size == 0 {
+				t.Errorf("%+v", s)
+			}
+			all = append(all, s.ID)
+		}
+		slices.Sort(all)
+		return all
+	}
+	one := h.addImage(t, "app:1", content(1, mib))
+	push(carry.Image, "app:1")
+	two := h.addImage(t, "app:1", content(2, mib)) // takes the name
+	push(carry.Image, "app:1")
+	m := h.save(t, two.Root, "", map[string][]byte{"pages.img": content(3, mib)})
+	push(carry.Snapshot, m.ID)
+	want := []string{one.ID, two.ID, m.ID}
+	slices.Sort(want)
+	if got := listed(); !slices.Equal(got, want) {
+		t.Fatalf("%v, want %v", got, want)
+	}
+
+	// The older image has no name any more, and is the only one that may go.
+	if err := h.SweepStore(ctx, time.Now().Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	want = []string{two.ID, m.ID}
+	slices.Sort(want)
+	if got := listed(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	wantKind(t, h.Unstore(ctx, "nothing"), sandbox.NotFound)
+	wantKind(t, h.Unstore(ctx, one.ID), sandbox.NotFound)
+	if err := errors.Join(h.Unstore(ctx, "app:1"), h.Unstore(ctx, m.ID[:8])); err != nil {
+		t.Fatal(err)
+	}
+	if got := listed(); len(got) != 0 {
+		t.Errorf("%v are left", got)
+	}
+	_, err = h.Pull(ctx, carry.Image, "app:1", carry.StoreName, nil)
+	wantKind(t, err, sandbox.NotFound)
+	if err := h.SweepStore(ctx, time.Now().Add(1000*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Each(ctx, func(e chunk.Entry) error { return errors.New(e.ID.String() + " is left") }); err != nil {
 		t.Error(err)
 	}
 }

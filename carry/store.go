@@ -121,13 +121,12 @@ func (c *Carrier) fromStore(ctx context.Context, kind Kind, ref string, report f
 	if err != nil {
 		return Result{}, err
 	}
-	m, err := chunk.GetManifest(ctx, v, id)
+	m, o, err := readStored(ctx, v, id)
+	if err == nil && o.Kind != kind {
+		err = sandbox.Errorf(op, sandbox.Invalid, ref, "what the object store has by this name is of kind %s", o.Kind)
+	}
 	if err != nil {
 		return Result{}, err
-	}
-	var o offer
-	if err := json.Unmarshal(m.Meta, &o); err != nil || o.check() != nil || o.Kind != kind || len(m.Parts) != len(o.Files) {
-		return Result{}, sandbox.Errorf(op, sandbox.Invalid, ref, "what the object store has makes no sense")
 	}
 	byName := make(map[string]chunk.Part)
 	for _, p := range m.Parts {
@@ -145,10 +144,14 @@ func (c *Carrier) fromStore(ctx context.Context, kind Kind, ref string, report f
 	return c.receive(ctx, s, parts, c.fetch.Nearest(ctx, StoreName, digests(o)), report)
 }
 
-// SweepStore removes from the object store what no ref leads to and nobody can be about to need. It looks at all of it.
+// SweepStore removes from the object store what has expired, and then what no ref leads to and nobody can be about to need. It
+// looks at all of it.
 func (c *Carrier) SweepStore(ctx context.Context, now time.Time) error {
 	if c.vault == nil {
 		return nil
+	}
+	if err := c.expireStored(ctx, now); err != nil {
+		return err
 	}
 	done, err := c.vault.Collect(ctx, now)
 	if err == nil && done.Removed > 0 {

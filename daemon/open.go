@@ -14,6 +14,7 @@ import (
 	_ "modernc.org/sqlite" // the driver of the node's database
 
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/network"
@@ -29,11 +30,12 @@ import (
 // Config is what a daemon is told by its command line and environment.
 type Config struct {
 	Home       Home
-	Guest      string   // path of the guest agent, see the command that embeds it
-	Sentry     string   // path of the executable of gVisor sandboxes; empty: our own, which then must be one
-	Runtimes   []string // in order of preference; empty: all that this host can run
-	Prewarm    int      // kernels and network links that are made ahead of need
-	VolumeSize int64    // bytes that each volume may hold; 0: the node's default
+	Guest      string      // path of the guest agent, see the command that embeds it
+	Sentry     string      // path of the executable of gVisor sandboxes; empty: our own, which then must be one
+	Runtimes   []string    // in order of preference; empty: all that this host can run
+	Prewarm    int         // kernels and network links that are made ahead of need
+	Retention  chunk.Rules // how long snapshots are kept that users made and did not name
+	VolumeSize int64       // bytes that each volume may hold; 0: the node's default
 	Version    string
 	Log        *slog.Logger
 
@@ -47,6 +49,7 @@ type Config struct {
 	Uplink float64        // bytes per second that may be sent to other nodes; 0: no limit
 	Site   string         // where this node is, "region/place", for what is fetched from the nearest; may be empty
 	Store  string         // URL of an object store to push to and pull from; may be empty
+	Kept   chunk.Rules    // how long it keeps what has no name
 	Cache  Cache          // of chunks that are fetched
 }
 
@@ -157,7 +160,7 @@ func open(ctx context.Context, cfg Config, home Home, prewarm int) (p *Parts, er
 	runtimes, failed := openRuntimes(ctx, cfg, home, prewarm)
 	p.Node, err = node.Open(ctx, node.Config{
 		Dir: string(home), DB: db, Runtimes: runtimes, RuntimeErrors: failed, Network: nw, NetworkError: networkErr,
-		Images: images, Snapshots: snapshots, Defaults: defaults, Prewarm: prewarm, VolumeSize: cfg.VolumeSize, Version: cfg.Version, Log: cfg.Log,
+		Images: images, Snapshots: snapshots, Defaults: defaults, Prewarm: prewarm, VolumeSize: cfg.VolumeSize, Retention: cfg.Retention, Version: cfg.Version, Log: cfg.Log,
 	})
 	return p, err
 }

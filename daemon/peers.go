@@ -49,7 +49,7 @@ func (p *Parts) openPeers(cfg Config, addr net.Addr) error {
 	if err != nil {
 		return err
 	}
-	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Models: host.OpenStore(p.Home.Models()), Stage: stage, Cache: p.cache, Store: store,
+	carrier := carry.New(carry.Config{Node: p.Node, Snapshots: p.snapshots, Images: p.Node.Images(), Models: host.OpenStore(p.Home.Models()), Stage: stage, Cache: p.cache, Store: store, StoreRules: cfg.Kept,
 		Pacer: pace.New(cfg.Uplink, pace.DefaultShares), Log: cfg.Log})
 	name := cfg.Name
 	if name == "" {

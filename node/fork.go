@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/snapshot"
@@ -330,21 +331,36 @@ func (n *Node) sweepSnapshots() []string {
 		}
 		removed = append(removed, id)
 	}
-	all := n.cfg.Snapshots.List()
-	users := all[:0:0]
-	for _, m := range all {
-		s, err := fromManifest(m)
-		switch {
-		case err != nil || n.neededBy(m.ID) != "":
-		case s.Auto != "" && !parents[m.ID]:
+	for _, m := range n.cfg.Snapshots.List() {
+		if s, err := fromManifest(m); err == nil && s.Auto != "" && !parents[m.ID] && n.neededBy(m.ID) == "" {
 			drop(m.ID)
-		case s.Auto == "":
+		}
+	}
+	return append(removed, n.expireSnapshots(n.cfg.Retention)...)
+}
+
+// expireSnapshots removes those that users made, did not name, nothing needs, and the rules let go.
+func (n *Node) expireSnapshots(rules chunk.Rules) (removed []string) {
+	if rules == (chunk.Rules{}) {
+		return nil
+	}
+	var users []snapshot.Manifest
+	for _, m := range n.cfg.Snapshots.List() {
+		if s, err := fromManifest(m); err == nil && s.Auto == "" {
 			users = append(users, m)
 		}
 	}
-	named := func(m snapshot.Manifest) bool { s, err := fromManifest(m); return err != nil || s.Name != "" }
-	for _, m := range snapshot.Expired(users, n.cfg.Retention, time.Now(), named) {
-		drop(m.ID)
+	pinned := func(m snapshot.Manifest) bool {
+		s, err := fromManifest(m)
+		return err != nil || s.Name != "" || n.neededBy(m.ID) != ""
+	}
+	for _, m := range snapshot.Expired(users, rules, time.Now(), pinned) {
+		if err := n.dropSnapshot(m.ID); err != nil {
+			n.log.Error("removing a snapshot that has expired", "snapshot", m.ID, "error", err)
+			continue
+		}
+		n.log.Info("removed a snapshot that has expired", "snapshot", m.ID, "created", m.Created)
+		removed = append(removed, m.ID)
 	}
 	return removed
 }

@@ -30,6 +30,7 @@ func (n *Node) reconcileLoop(ctx context.Context) {
 		case <-full.C:
 			n.reconcile(ctx)
 			n.forgetEnded(ctx, recordsKept, func(string) {})
+			n.expireSnapshots(n.cfg.Retention)
 		}
 	}
 }

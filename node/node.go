@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/network"
@@ -40,7 +41,7 @@ type Config struct {
 	Images        *image.Store
 	Snapshots     *snapshot.Store
 	Defaults      sandbox.Resources // for what a request leaves out
-	Retention     snapshot.Policy   // for snapshots that nobody named
+	Retention     chunk.Rules       // for snapshots that nobody named
 	Prewarm       int               // machines of each template that demand may have made ahead; 0: none
 	VolumeSize    int64             // bytes that each volume may hold; 0: 10 GiB
 	Version       string

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -47,39 +48,25 @@ type File struct {
 
 const formatVersion = 1
 
-// Policy says how long snapshots of one sandbox's lineage are kept. Zero fields
-// do not limit.
-type Policy struct {
-	KeepLast int           // the newest so many of each sandbox stay whatever their age
-	MaxAge   time.Duration // older ones go
-	MaxBytes int64         // oldest first, until the rest is within it
-}
-
-// Expired decides which snapshots may go under a policy. Pinned ones (in use by
-// a paused sandbox, a template, or kept by name) never go and still count
-// towards KeepLast and MaxBytes. The result is oldest first. It looks at
-// nothing but its arguments.
-func Expired(all []Manifest, p Policy, now time.Time, pinned func(Manifest) bool) []Manifest {
-	sorted := append([]Manifest(nil), all...)
-	sortByAge(sorted)
-	newer := make(map[string]int) // of the same sandbox
-	protected := make([]bool, len(sorted))
-	var total int64
-	for i := len(sorted) - 1; i >= 0; i-- {
-		m := sorted[i]
-		protected[i] = pinned(m) || newer[m.Sandbox] < p.KeepLast
-		newer[m.Sandbox]++
-		total += m.Size()
+// Expired decides which snapshots may go under rules, whose lines are sandboxes. Pinned ones (in use by a paused sandbox, a template,
+// or kept by name) never go. Files that several have in common are counted once. The result is oldest first. It looks at nothing
+// but its arguments.
+func Expired(all []Manifest, r chunk.Rules, now time.Time, pinned func(Manifest) bool) []Manifest {
+	kept := make([]chunk.Kept, len(all))
+	for i, m := range all {
+		k := chunk.Kept{Name: m.ID, Line: m.Sandbox, Pinned: pinned(m), Created: m.Created}
+		for _, f := range m.Files {
+			id := f.Digest
+			if id == "" {
+				id = m.ID + "/" + f.Name
+			}
+			k.Holds = append(k.Holds, chunk.Content{ID: chunk.Sum([]byte(id)), Size: f.Size})
+		}
+		kept[i] = k
 	}
 	var out []Manifest
-	for i, m := range sorted {
-		tooOld := p.MaxAge > 0 && now.Sub(m.Created) > p.MaxAge
-		tooMuch := p.MaxBytes > 0 && total > p.MaxBytes
-		if protected[i] || !tooOld && !tooMuch {
-			continue
-		}
-		out = append(out, m)
-		total -= m.Size()
+	for _, i := range chunk.Expired(kept, r, now) {
+		out = append(out, all[i])
 	}
 	return out
 }

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -207,13 +208,13 @@ func TestRetentionKeepsWhatIsPinnedOrNewest(t *testing.T) {
 	pinned := func(m Manifest) bool { return m.ID == "p1" }
 	for _, tc := range []struct {
 		name   string
-		policy Policy
+		policy chunk.Rules
 		want   string
 	}{
-		{"no limits", Policy{}, ""},
-		{"by age", Policy{MaxAge: 3 * time.Hour}, "b1 a1 a2"},
-		{"by age, the newest of each stays", Policy{MaxAge: 3 * time.Hour, KeepLast: 1}, "a1 a2"},
-		{"by size, oldest first", Policy{MaxBytes: 30}, "b1 a1"},
+		{"no limits", chunk.Rules{}, ""},
+		{"by age", chunk.Rules{MaxAge: 3 * time.Hour}, "b1 a1 a2"},
+		{"by age, the newest of each stays", chunk.Rules{MaxAge: 3 * time.Hour, KeepLast: 1}, "a1 a2"},
+		{"by size, oldest first", chunk.Rules{MaxBytes: 30}, "b1 a1"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			var got []string

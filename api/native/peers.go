@@ -23,6 +23,10 @@ type Peers interface {
 	ForgetNode(ctx context.Context, ref string) error
 	// Carry copies a snapshot or an image to another node, or from it.
 	Carry(ctx context.Context, req CarryRequest, report func(carry.Progress)) (carry.Result, error)
+	// Stored lists what is in the object store, oldest first.
+	Stored(ctx context.Context) ([]carry.Stored, error)
+	// Unstore removes something from it.
+	Unstore(ctx context.Context, ref string) error
 	// Migrate moves a running sandbox to another node.
 	Migrate(ctx context.Context, ref, node string, report func(carry.Progress)) (carry.Moved, error)
 	// ResolveMove ends a move that is under way or in doubt.
@@ -165,6 +169,24 @@ func (l *Local) Carry(ctx context.Context, req CarryRequest, report func(carry.P
 	return p.Carrier.Push(ctx, req.Kind, req.Ref, req.Node, report)
 }
 
+// Stored implements Backend.
+func (l *Local) Stored(ctx context.Context) ([]carry.Stored, error) {
+	p, err := l.ready()
+	if err != nil {
+		return nil, err
+	}
+	return p.Carrier.Stored(ctx)
+}
+
+// Unstore implements Backend.
+func (l *Local) Unstore(ctx context.Context, ref string) error {
+	p, err := l.ready()
+	if err != nil {
+		return err
+	}
+	return p.Carrier.Unstore(ctx, ref)
+}
+
 // Migrate implements Backend.
 func (l *Local) Migrate(ctx context.Context, ref, to string, report func(carry.Progress)) (carry.Moved, error) {
 	p, err := l.ready()
@@ -208,6 +230,16 @@ func (c *Client) Carry(ctx context.Context, req CarryRequest, report func(carry.
 	return follow[carry.Progress, carry.Result](ctx, c, "native.Carry", "/carry", nil, req, report)
 }
 
+// Stored implements Backend.
+func (c *Client) Stored(ctx context.Context) ([]carry.Stored, error) {
+	return ask[[]carry.Stored](ctx, c, "native.Stored", http.MethodGet, "/store", nil, nil)
+}
+
+// Unstore implements Backend.
+func (c *Client) Unstore(ctx context.Context, ref string) error {
+	return c.tell(ctx, "native.Unstore", http.MethodDelete, "/store", url.Values{"ref": {ref}}, nil)
+}
+
 // Migrate implements Backend.
 func (c *Client) Migrate(ctx context.Context, ref, to string, report func(carry.Progress)) (carry.Moved, error) {
 	return follow[carry.Progress, carry.Moved](ctx, c, "native.Migrate", sandboxPath(ref, "/migrate"), nil, MigrateRequest{Node: to}, report)
@@ -239,6 +271,16 @@ func (s scoped) Carry(context.Context, CarryRequest, func(carry.Progress)) (carr
 	return carry.Result{}, s.denied("copying between nodes")
 }
 
+// Stored implements Backend.
+func (s scoped) Stored(context.Context) ([]carry.Stored, error) {
+	return nil, s.denied("listing the object store")
+}
+
+// Unstore implements Backend.
+func (s scoped) Unstore(context.Context, string) error {
+	return s.denied("removing from the object store")
+}
+
 // Migrate implements Backend.
 func (s scoped) Migrate(context.Context, string, string, func(carry.Progress)) (carry.Moved, error) {
 	return carry.Moved{}, s.denied("moving a sandbox to another node")
@@ -266,6 +308,12 @@ func nodeRoutes() []route {
 		onStream("POST", "/api/v1/carry", "Copy a snapshot, an image or a model to another node, or from it", func(c *call, in CarryRequest, report func(carry.Progress)) (carry.Result, error) {
 			return c.backend.Carry(c.ctx, in, report)
 		}),
+		on("GET", "/api/v1/store", "What is in the object store", func(c *call, _ none) ([]carry.Stored, error) {
+			return c.backend.Stored(c.ctx)
+		}),
+		on("DELETE", "/api/v1/store", "Remove something from the object store, the query's ref", func(c *call, _ none) (none, error) {
+			return none{}, c.backend.Unstore(c.ctx, c.r.URL.Query().Get("ref"))
+		}, "ref"),
 		onStream("POST", "/api/v1/sandboxes/{ref}/migrate", "Move a running sandbox to another node", func(c *call, in MigrateRequest, report func(carry.Progress)) (carry.Moved, error) {
 			return c.backend.Migrate(c.ctx, c.ref(), in.Node, report)
 		}),

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/node"
 	"github.com/atoll-run/atoll/sandbox"
 )
@@ -187,6 +188,48 @@ func (s *size) Set(v string) error {
 	n, err := parseSize(v)
 	*s = size(n)
 	return short(err)
+}
+
+// rules is a flag's value: how long things are kept, "last=3,age=30d,size=50G".
+type rules chunk.Rules
+
+func (r *rules) String() string {
+	var parts []string
+	if r.KeepLast > 0 {
+		parts = append(parts, fmt.Sprintf("last=%d", r.KeepLast))
+	}
+	if r.MaxAge > 0 {
+		parts = append(parts, "age="+r.MaxAge.String())
+	}
+	if r.MaxBytes > 0 {
+		parts = append(parts, "size="+formatBytes(r.MaxBytes))
+	}
+	return strings.Join(parts, ",")
+}
+func (r *rules) Type() string { return "rules" }
+func (r *rules) Set(v string) error {
+	*r = rules{}
+	for pair := range strings.SplitSeq(v, ",") {
+		key, value, _ := strings.Cut(strings.TrimSpace(pair), "=")
+		var err error
+		switch key {
+		case "last":
+			r.KeepLast, err = strconv.Atoi(value)
+		case "age":
+			r.MaxAge, err = parseTTL(value)
+		case "size":
+			r.MaxBytes, err = parseSize(value)
+		default:
+			return fmt.Errorf("there is no rule %q: write last=NUMBER, age=DURATION or size=BYTES", key)
+		}
+		if err != nil || r.KeepLast < 0 || r.MaxAge < 0 || r.MaxBytes < 0 {
+			return fmt.Errorf("%q makes no sense: write for example last=3,age=30d,size=50G", pair)
+		}
+	}
+	if r.MaxAge == 0 && r.MaxBytes == 0 {
+		return errors.New("nothing would ever go: add age=DURATION or size=BYTES")
+	}
+	return nil
 }
 
 // ttl is a flag's value: a duration that may also be in days, or plain seconds.

@@ -122,6 +122,24 @@ func TestParseTTL(t *testing.T) {
 	}
 }
 
+func TestParseRules(t *testing.T) {
+	for in, want := range map[string]rules{
+		"age=30d":                  {MaxAge: 720 * time.Hour},
+		"last=3, age=1h, size=50G": {KeepLast: 3, MaxAge: time.Hour, MaxBytes: 50 << 30},
+	} {
+		var got rules
+		if err := got.Set(in); err != nil || got != want {
+			t.Errorf("%q: %v, %v; want %v", in, got, err, want)
+		}
+	}
+	for _, in := range []string{"", "last=3", "age=-1d", "last=x,age=1h", "size=1 parsec", "keep=3", "age"} {
+		var got rules
+		if err := got.Set(in); err == nil {
+			t.Errorf("%q: %v; want an error", in, got)
+		}
+	}
+}
+
 func TestParsePlace(t *testing.T) {
 	for in, want := range map[string]place{
 		"work:/tmp/x": {"work", "/tmp/x"},

@@ -166,7 +166,7 @@ func (a *app) root() *cobra.Command {
 		a.diffCommand(), a.mergeCommand(), a.migrateCommand())
 	in("look", a.listCommand(), a.inspectCommand(), a.logsCommand(), a.statsCommand(), a.topCommand(), a.eventsCommand(),
 		a.waitCommand())
-	in("things", a.imageCommand(), a.templateCommand(), a.modelCommand(), a.poolCommand(), a.keyCommand(), a.nodeCommand(), a.renameCommand(), a.ttlCommand(),
+	in("things", a.imageCommand(), a.templateCommand(), a.modelCommand(), a.poolCommand(), a.keyCommand(), a.nodeCommand(), a.storeCommand(), a.renameCommand(), a.ttlCommand(),
 		a.pruneCommand())
 	in("node", a.upCommand(), a.downCommand(), a.infoCommand(), a.runtimeCommand(), a.doctorCommand(), a.benchCommand(), versionCommand())
 	return root

@@ -66,6 +66,8 @@ func (a *app) upCommand() *cobra.Command {
 	fl.Var(&uplink, "uplink", "the most that is sent to other nodes, in `bytes` a second: 12M")
 	fl.StringVar(&cfg.Site, "site", "", "where this node is, `REGION/PLACE`: what comes from afar is fetched once for each")
 	fl.StringVar(&cfg.Store, "store", "", "an object store to push to and pull from as `URL`: s3://BUCKET, azblob://CONTAINER, file:///DIR")
+	fl.Var((*rules)(&cfg.Retention), "retain", "how long snapshots are kept that have no name and nothing needs, as `RULES`: last=3,age=30d,size=50G")
+	fl.Var((*rules)(&cfg.Kept), "store-retain", "the same `RULES` for what is in the object store; default: for ever")
 	fl.Var(&memory, "cache-memory", "how many `bytes` of fetched chunks to keep in memory")
 	fl.Var(&disk, "cache-disk", "how many `bytes` of them to keep on disk")
 	fl.StringVar(&cfg.Cache.Redis, "cache-redis", "", "a Redis that nodes share for them, as `URL`: redis://HOST:6379")
