@@ -35,6 +35,9 @@ func (n *Node) Create(ctx context.Context, req CreateRequest) (Sandbox, error) {
 // is held on return.
 func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (*entry, Sandbox, error) {
 	const op = "node.Create"
+	if err := n.anyOf(req.Runtimes); err != nil { // before an image is made for it
+		return nil, Sandbox{}, err
+	}
 	from, err := n.resolve(ctx, req.Image)
 	if err != nil {
 		return nil, Sandbox{}, err
@@ -111,6 +114,20 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 		}
 	}
 	return rec, checkRequest(op, rec)
+}
+
+// anyOf fails with the reason of the first when the node has none of these runtimes, though some are named.
+func (n *Node) anyOf(names []string) (why error) {
+	for _, name := range names {
+		_, err := n.Runtime(name)
+		if err == nil {
+			return nil
+		}
+		if why == nil {
+			why = err
+		}
+	}
+	return why
 }
 
 // choose picks the first runtime, in the order asked for, that can do what the

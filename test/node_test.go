@@ -60,9 +60,10 @@ func prepared(m *testing.M) (int, error) {
 
 // A node is a running `atoll up` with a state directory of its own.
 type node struct {
-	home string
-	url  string   // "http://127.0.0.1:port"
-	env  []string // for commands that are to find this node
+	home    string
+	url     string   // "http://127.0.0.1:port"
+	runtime string   // the only one that it offers; empty: all that it can
+	env     []string // for commands that are to find this node
 
 	mu     sync.Mutex
 	log    bytes.Buffer // what it printed; guarded by mu
@@ -81,6 +82,12 @@ func (n *node) Write(p []byte) (int, error) {
 // ends, and fails the test when something of it is left then.
 func startNode(t *testing.T) *node {
 	t.Helper()
+	return startNodeWith(t, os.Getenv("ATOLL_TEST_RUNTIME"))
+}
+
+// startNodeWith is startNode with one runtime; empty: all.
+func startNodeWith(t *testing.T, runtime string) *node {
+	t.Helper()
 	// Paths of sockets are short, so not t.TempDir, which holds the test's name.
 	home, err := os.MkdirTemp("", "node")
 	if err != nil {
@@ -90,7 +97,7 @@ func startNode(t *testing.T) *node {
 	if err := os.Symlink(shared.images, filepath.Join(home, "images")); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{home: home}
+	n := &node{home: home, runtime: runtime}
 	n.env = append(os.Environ(),
 		"PATH="+filepath.Dir(shared.bin)+":"+os.Getenv("PATH"),
 		"ATOLL_HOME="+home, "ATOLL_ROOT="+shared.root)
@@ -103,8 +110,8 @@ func startNode(t *testing.T) *node {
 func (n *node) start(t *testing.T) {
 	t.Helper()
 	args := []string{"up"}
-	if runtime := os.Getenv("ATOLL_TEST_RUNTIME"); runtime != "" {
-		args = append(args, "--runtime", runtime)
+	if n.runtime != "" {
+		args = append(args, "--runtime", n.runtime)
 	}
 	n.cmd = exec.Command(shared.bin, args...)
 	n.cmd.Env, n.cmd.Stdout, n.cmd.Stderr = append(n.env, "ATOLL_ADDR=127.0.0.1:0"), n, n

@@ -44,7 +44,7 @@ func Open(ctx context.Context, program string) (*Driver, error) {
 	path, err := exec.LookPath(program)
 	if err != nil {
 		return nil, sandbox.E(op, sandbox.Unsupported, "", fmt.Errorf("QEMU is not installed: %w", err)).
-			WithHint("apt install --no-install-recommends qemu-system-x86")
+			WithHint("run `apt install --no-install-recommends qemu-system-x86`")
 	}
 	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
