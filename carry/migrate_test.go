@@ -214,6 +214,9 @@ func TestASourceThatWasKilledInDoubtFindsOut(t *testing.T) {
 		if _, err := a.node().Resume(ctx, sb.ID); !sandbox.Is(err, sandbox.Conflict) {
 			t.Errorf("in doubt it can be resumed: %v", err)
 		}
+		if err := a.node().Remove(ctx, sb.ID); !sandbox.Is(err, sandbox.Conflict) {
+			t.Errorf("in doubt it can be removed: %v", err)
+		}
 		a.fault = nil
 		again := a.carrier() // the next process on the same state
 		again.Use(a.Group)

@@ -30,6 +30,10 @@ func (n *Node) Remove(ctx context.Context, ref string) error {
 	if n.record(e).State == sandbox.Terminated {
 		return sandbox.Errorf(op, sandbox.NotFound, ref, "it has ended already")
 	}
+	if rec := n.record(e); rec.Moving != "" && rec.Moving != arriving { // it may run there
+		return sandbox.Errorf(op, sandbox.Conflict, rec.Name, "it is moving to node %s", rec.Moving).
+			WithHint("end the move first, with `atoll migrate --resolve " + rec.Name + "` or `--abort`")
+	}
 	return n.end(e, reasonRemoved)
 }
 
