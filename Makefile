@@ -65,8 +65,10 @@ generate-check: ## fail when generated code is out of step with its source
 	@scripts/generate-check
 
 .PHONY: test-arm64
-test-arm64: ## the kernels' tests as an arm64 machine would run them, in emulation; needs qemu-user-static
-	GOARCH=arm64 $(GO) test -exec qemu-aarch64-static -timeout 20m ./tensor ./tensor/squeeze
+test-arm64: ## the kernels' tests as arm64 machines with and without dot products would run them, in emulation; needs qemu-user-static
+	GOARCH=arm64 $(GO) vet ./tensor/...
+	GOARCH=arm64 $(GO) test -exec 'qemu-aarch64-static -cpu max' -timeout 10m ./tensor ./tensor/squeeze
+	GOARCH=arm64 $(GO) test -exec 'qemu-aarch64-static -cpu cortex-a53' -timeout 10m -run 'Kernels|Whole|Columns|Inputs|Rows' ./tensor
 
 fuzz: ## a short run of every fuzz target
 	@scripts/fuzz

@@ -61,7 +61,7 @@ func (in *Input) Set(x []float32, tokens, cols int, many ...Range) {
 func (in *Input) tile(isa ISA, many []Range) {
 	first := 0
 	for _, r := range append(many[:len(many):len(many)], Range{in.tokens, in.tokens}) {
-		sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 3}[isa]]
+		sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 3, NEON: 2, DotProd: 2}[isa]]
 		for first < r.From {
 			n := sizes[len(sizes)-1]
 			for ; n > r.From-first; n = sizes[len(sizes)-1] {

@@ -33,3 +33,6 @@ var asked = sync.OnceValue(func() ISA {
 	}
 	return AMX
 })
+
+// kernels is the ISA that the tables of kernels have.
+func (i ISA) kernels() ISA { return min(i, AVX512) }

@@ -529,61 +529,61 @@ func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride 
 //go:noescape
 func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
 
-// roundAVX2 rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
+// roundVector rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
 // floats on; the sums of its halves to sums, 2*step on.
 //
 //go:noescape
-func roundAVX2(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
+func roundVector(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
 
-// expSumAVX2 replaces n numbers, a multiple of 8, by the exponential of what they are above top, and returns their sum.
+// expSumVector replaces n numbers, a multiple of 8, by the exponential of what they are above top, and returns their sum.
 //
 //go:noescape
-func expSumAVX2(x *float32, n int, top float32) float32
+func expSumVector(x *float32, n int, top float32) float32
 
-// siluMulAVX2 writes gate * sigmoid(gate) * up. n is a multiple of 8.
+// siluMulVector writes gate * sigmoid(gate) * up. n is a multiple of 8.
 //
 //go:noescape
-func siluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+func siluMulVector(dst *float32, gate *float32, up *float32, n int)
 
-// geluMulAVX2 writes gelu(gate) * up. n is a multiple of 8.
+// geluMulVector writes gelu(gate) * up. n is a multiple of 8.
 //
 //go:noescape
-func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+func geluMulVector(dst *float32, gate *float32, up *float32, n int)
 
-// squaresAVX2 returns the sum of the squares of n numbers, a multiple of 8.
+// squaresVector returns the sum of the squares of n numbers, a multiple of 8.
 //
 //go:noescape
-func squaresAVX2(x *float32, n int) float32
+func squaresVector(x *float32, n int) float32
 
-// maxAVX2 returns the largest of n numbers, a multiple of 8.
+// maxVector returns the largest of n numbers, a multiple of 8.
 //
 //go:noescape
-func maxAVX2(x *float32, n int) float32
+func maxVector(x *float32, n int) float32
 
-// scaledMulAVX2 writes x * y * scale for n numbers, a multiple of 8.
+// scaledMulVector writes x * y * scale for n numbers, a multiple of 8.
 //
 //go:noescape
-func scaledMulAVX2(dst *float32, x *float32, y *float32, n int, scale float32)
+func scaledMulVector(dst *float32, x *float32, y *float32, n int, scale float32)
 
-// scaleAVX2 multiplies n numbers, a multiple of 8, by f.
+// scaleVector multiplies n numbers, a multiple of 8, by f.
 //
 //go:noescape
-func scaleAVX2(x *float32, n int, f float32)
+func scaleVector(x *float32, n int, f float32)
 
-// addAVX2 adds n numbers, a multiple of 8.
+// addVector adds n numbers, a multiple of 8.
 //
 //go:noescape
-func addAVX2(dst *float32, x *float32, n int)
+func addVector(dst *float32, x *float32, n int)
 
-// dotHalfAVX2 multiplies n numbers, a multiple of 8, with as many in F16.
+// dotHalfVector multiplies n numbers, a multiple of 8, with as many in F16.
 //
 //go:noescape
-func dotHalfAVX2(x *float32, n int, h *byte) float32
+func dotHalfVector(x *float32, n int, h *byte) float32
 
-// mulHalfAVX2 multiplies n numbers, a multiple of 8, by as many in F16.
+// mulHalfVector multiplies n numbers, a multiple of 8, by as many in F16.
 //
 //go:noescape
-func mulHalfAVX2(x *float32, n int, h *byte)
+func mulHalfVector(x *float32, n int, h *byte)
 
 // expandQ4_0 writes 16 packed rows of Q4_0 as BF16 in pairs of columns.
 //
@@ -708,7 +708,7 @@ func splitF8_E4M3(dst *uint16, w *byte, units int)
 //go:noescape
 func splitF8_E5M2(dst *uint16, w *byte, units int)
 
-// sweepAVX2 reads n bytes, a multiple of 256, and returns some of the bits that it read.
+// sweepVector reads n bytes, a multiple of 256, and returns some of the bits that it read.
 //
 //go:noescape
-func sweepAVX2(p *byte, n int) uint64
+func sweepVector(p *byte, n int) uint64

@@ -66305,9 +66305,9 @@ block0:
 	VZEROUPPER
 	RET
 
-// func roundAVX2(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
+// func roundVector(q *int8, d *float32, sums *int32, x *float32, blocks int, step int)
 // Requires: AVX, AVX2
-TEXT ·roundAVX2(SB), NOSPLIT, $0-48
+TEXT ·roundVector(SB), NOSPLIT, $0-48
 	MOVQ q+0(FP), AX
 	MOVQ d+8(FP), CX
 	MOVQ sums+16(FP), DX
@@ -66472,9 +66472,9 @@ DATA order<>+56(SB)/4, $0x00000003
 DATA order<>+60(SB)/4, $0x00000007
 GLOBL order<>(SB), RODATA|NOPTR, $64
 
-// func expSumAVX2(x *float32, n int, top float32) float32
+// func expSumVector(x *float32, n int, top float32) float32
 // Requires: AVX, AVX2, FMA3, SSE
-TEXT ·expSumAVX2(SB), NOSPLIT, $0-28
+TEXT ·expSumVector(SB), NOSPLIT, $0-28
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
 	VBROADCASTSS top+16(FP), Y0
@@ -66716,9 +66716,9 @@ DATA expe<>+56(SB)/4, $0x3f000000
 DATA expe<>+60(SB)/4, $0x3f000000
 GLOBL expe<>(SB), RODATA|NOPTR, $64
 
-// func siluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+// func siluMulVector(dst *float32, gate *float32, up *float32, n int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·siluMulAVX2(SB), NOSPLIT, $0-32
+TEXT ·siluMulVector(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), AX
 	MOVQ gate+8(FP), CX
 	MOVQ up+16(FP), DX
@@ -66758,9 +66758,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func geluMulAVX2(dst *float32, gate *float32, up *float32, n int)
+// func geluMulVector(dst *float32, gate *float32, up *float32, n int)
 // Requires: AVX, AVX2, FMA3
-TEXT ·geluMulAVX2(SB), NOSPLIT, $0-32
+TEXT ·geluMulVector(SB), NOSPLIT, $0-32
 	MOVQ dst+0(FP), AX
 	MOVQ gate+8(FP), CX
 	MOVQ up+16(FP), DX
@@ -66839,9 +66839,9 @@ DATA geluCube<>+56(SB)/4, $0x3d922279
 DATA geluCube<>+60(SB)/4, $0x3d922279
 GLOBL geluCube<>(SB), RODATA|NOPTR, $64
 
-// func squaresAVX2(x *float32, n int) float32
+// func squaresVector(x *float32, n int) float32
 // Requires: AVX, FMA3, SSE
-TEXT ·squaresAVX2(SB), NOSPLIT, $0-20
+TEXT ·squaresVector(SB), NOSPLIT, $0-20
 	MOVQ   x+0(FP), AX
 	MOVQ   n+8(FP), CX
 	VXORPS Y0, Y0, Y0
@@ -66862,9 +66862,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func maxAVX2(x *float32, n int) float32
+// func maxVector(x *float32, n int) float32
 // Requires: AVX, SSE
-TEXT ·maxAVX2(SB), NOSPLIT, $0-20
+TEXT ·maxVector(SB), NOSPLIT, $0-20
 	MOVQ    x+0(FP), AX
 	MOVQ    n+8(FP), CX
 	VMOVUPS lowest<>+0(SB), Y0
@@ -66903,9 +66903,9 @@ DATA lowest<>+56(SB)/4, $0xff800000
 DATA lowest<>+60(SB)/4, $0xff800000
 GLOBL lowest<>(SB), RODATA|NOPTR, $64
 
-// func scaledMulAVX2(dst *float32, x *float32, y *float32, n int, scale float32)
+// func scaledMulVector(dst *float32, x *float32, y *float32, n int, scale float32)
 // Requires: AVX
-TEXT ·scaledMulAVX2(SB), NOSPLIT, $0-36
+TEXT ·scaledMulVector(SB), NOSPLIT, $0-36
 	MOVQ         dst+0(FP), AX
 	MOVQ         x+8(FP), CX
 	MOVQ         y+16(FP), DX
@@ -66924,9 +66924,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func scaleAVX2(x *float32, n int, f float32)
+// func scaleVector(x *float32, n int, f float32)
 // Requires: AVX
-TEXT ·scaleAVX2(SB), NOSPLIT, $0-20
+TEXT ·scaleVector(SB), NOSPLIT, $0-20
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
 	VBROADCASTSS f+16(FP), Y0
@@ -66940,9 +66940,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func addAVX2(dst *float32, x *float32, n int)
+// func addVector(dst *float32, x *float32, n int)
 // Requires: AVX
-TEXT ·addAVX2(SB), NOSPLIT, $0-24
+TEXT ·addVector(SB), NOSPLIT, $0-24
 	MOVQ dst+0(FP), AX
 	MOVQ x+8(FP), CX
 	MOVQ n+16(FP), DX
@@ -66958,9 +66958,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func dotHalfAVX2(x *float32, n int, h *byte) float32
+// func dotHalfVector(x *float32, n int, h *byte) float32
 // Requires: AVX, F16C, FMA3, SSE
-TEXT ·dotHalfAVX2(SB), NOSPLIT, $0-28
+TEXT ·dotHalfVector(SB), NOSPLIT, $0-28
 	MOVQ   x+0(FP), AX
 	MOVQ   n+8(FP), CX
 	MOVQ   h+16(FP), DX
@@ -66983,9 +66983,9 @@ next:
 	VZEROUPPER
 	RET
 
-// func mulHalfAVX2(x *float32, n int, h *byte)
+// func mulHalfVector(x *float32, n int, h *byte)
 // Requires: AVX, F16C
-TEXT ·mulHalfAVX2(SB), NOSPLIT, $0-24
+TEXT ·mulHalfVector(SB), NOSPLIT, $0-24
 	MOVQ x+0(FP), AX
 	MOVQ n+8(FP), CX
 	MOVQ h+16(FP), DX
@@ -84020,9 +84020,9 @@ block:
 	VZEROUPPER
 	RET
 
-// func sweepAVX2(p *byte, n int) uint64
+// func sweepVector(p *byte, n int) uint64
 // Requires: AVX, AVX2, MMX+
-TEXT ·sweepAVX2(SB), NOSPLIT, $0-24
+TEXT ·sweepVector(SB), NOSPLIT, $0-24
 	MOVQ  p+0(FP), AX
 	MOVQ  n+8(FP), CX
 	VPXOR Y0, Y0, Y0

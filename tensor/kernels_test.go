@@ -3,17 +3,15 @@ package tensor
 import (
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 )
 
 // isas returns what this machine can run beside the reference.
 func isas() []ISA {
-	var list []ISA
-	for i := AVX2; i <= Best(); i++ {
-		list = append(list, i)
-	}
-	return list
+	all := map[string][]ISA{"amd64": {AVX2, AVX512, AMX}, "arm64": {NEON, DotProd}}[runtime.GOARCH]
+	return slices.DeleteFunc(all, func(i ISA) bool { return i > Best() })
 }
 
 // activations returns random ones with what is hard: a block of zeros, denormals, one large number among small, equal ones.
@@ -39,10 +37,13 @@ func activations(r *rand.Rand, tokens, cols int) []float32 {
 	return x
 }
 
+// scaleBytes are where blocks have their scales and minima in F16.
+var scaleBytes = map[Type][]int{Q4_0: {0}, Q5_0: {0}, Q8_0: {0}, IQ4_NL: {0}, IQ4_XS: {0}, Q4_1: {0, 2}, Q5_1: {0, 2}, Q4_K: {0, 2}, Q5_K: {0, 2},
+	Q2_K: {80, 82}, Q3_K: {108}, Q6_K: {208}, Q3_0: {0}, Q3_1: {0, 2}}
+
 // extremes sets weights to what is at the ends of the type: all bits set, all clear, infinite precision lost.
 func extremes(r *rand.Rand, t Type, src []byte) {
-	scales := map[Type][]int{Q4_0: {0}, Q5_0: {0}, Q8_0: {0}, IQ4_NL: {0}, IQ4_XS: {0}, Q4_1: {0, 2}, Q5_1: {0, 2}, Q4_K: {0, 2}, Q5_K: {0, 2},
-		Q2_K: {80, 82}, Q3_K: {108}, Q6_K: {208}}[t]
+	scales := scaleBytes[t]
 	for at := 0; scales != nil && at < len(src); at += t.BlockBytes() {
 		b := src[at : at+t.BlockBytes()]
 		fill := byte(0)
@@ -106,6 +107,37 @@ func TestKernelsComputeWhatTheReferenceDoes(t *testing.T) {
 				if t.Failed() {
 					return
 				}
+			}
+		}
+	}
+}
+
+// Whole numbers are multiplied and added exactly: with scales of 1 results are whole, and no order of additions may change them.
+func TestWholeNumbersAreMultipliedExactly(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 2))
+	const rows, cols, tokens = 32, 256, 13
+	for typ, scales := range scaleBytes {
+		src := weights(t, r, typ, rows*cols)
+		for at := range src {
+			src[at] = byte(r.Uint32())
+		}
+		for at := 0; at < len(src); at += typ.BlockBytes() {
+			for _, s := range scales {
+				putHalf(src[at+s:], 1)
+			}
+		}
+		m := pack(t, Shape{typ, rows, cols}, src)
+		x := make([]float32, tokens*cols) // small enough for sums below 1<<24
+		for i := range x {
+			x[i] = float32(r.IntN(7) - 3)
+			if i%columns == 5 {
+				x[i] = 127
+			}
+		}
+		want := product(Scalar, 1, m, x, tokens)
+		for _, isa := range isas() {
+			if got := product(isa, 1, m, x, tokens); !slices.Equal(got, want) {
+				t.Errorf("%v by %v differs from the reference", typ, isa)
 			}
 		}
 	}

@@ -157,9 +157,9 @@ func (s strides) at(row, disp int) Mem {
 
 // sweep reads memory as fast as can be, for the figure that others are held against.
 func sweep() {
-	TEXT("sweepAVX2", NOSPLIT, "func(p *byte, n int) uint64")
+	TEXT("sweepVector", NOSPLIT, "func(p *byte, n int) uint64")
 	Pragma("noescape")
-	Doc("sweepAVX2 reads n bytes, a multiple of 256, and returns some of the bits that it read.")
+	Doc("sweepVector reads n bytes, a multiple of 256, and returns some of the bits that it read.")
 	v := vectors{}
 	p, n := Load(Param("p"), GP64()), Load(Param("n"), GP64())
 	var acc [8]VecVirtual

@@ -1,10 +1,9 @@
 // Command _asm writes the assembly of package tensor: from one description of each type, kernels for AVX2 and AVX-512 and
-// for several numbers of tokens. It is a module of its own, so that the product does not depend on the generator.
+// for several numbers of tokens; and from another those for NEON. It is a module of its own, so that the product does not depend on the generator.
 package main
 
 import (
 	"fmt"
-	gofmt "go/format"
 	"os"
 	"strings"
 
@@ -68,12 +67,8 @@ func main() {
 		"var dotKernels = map[ISA]map[Type][len(tileSizes)]dotKernel{\n" + dots.String() + "}\n\n" +
 		"var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{\n" + floats.String() + "}\n\n" +
 		"var expanders = map[Type]expander{\n" + expands.String() + "}\n"
-	b, err := gofmt.Source([]byte(src))
-	if err == nil {
-		err = os.WriteFile(table, b, 0o644)
+	if err := os.WriteFile(table, []byte(formatted(src)), 0o644); err != nil {
+		fail(err)
 	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	neonKernels()
 }

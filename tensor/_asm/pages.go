@@ -50,9 +50,9 @@ func (v vectors) level(r VecVirtual) VecVirtual {
 
 // halves writes the kernels on rows of F16.
 func halves() {
-	TEXT("dotHalfAVX2", NOSPLIT, "func(x *float32, n int, h *byte) float32")
+	TEXT("dotHalfVector", NOSPLIT, "func(x *float32, n int, h *byte) float32")
 	Pragma("noescape")
-	Doc("dotHalfAVX2 multiplies n numbers, a multiple of 8, with as many in F16.")
+	Doc("dotHalfVector multiplies n numbers, a multiple of 8, with as many in F16.")
 	x, n, h := Load(Param("x"), GP64()), Load(Param("n"), GP64()), Load(Param("h"), GP64())
 	sum := YMM()
 	VXORPS(sum, sum, sum)
@@ -67,9 +67,9 @@ func halves() {
 	VZEROUPPER()
 	RET()
 
-	TEXT("mulHalfAVX2", NOSPLIT, "func(x *float32, n int, h *byte)")
+	TEXT("mulHalfVector", NOSPLIT, "func(x *float32, n int, h *byte)")
 	Pragma("noescape")
-	Doc("mulHalfAVX2 multiplies n numbers, a multiple of 8, by as many in F16.")
+	Doc("mulHalfVector multiplies n numbers, a multiple of 8, by as many in F16.")
 	x, n, h = Load(Param("x"), GP64()), Load(Param("n"), GP64()), Load(Param("h"), GP64())
 	rowLoop(n, []Register{x}, func() {
 		w := YMM()

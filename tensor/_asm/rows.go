@@ -14,9 +14,9 @@ func float(name string, f float64) Mem { return all(name, math.Float32bits(float
 
 // round writes the kernel that rounds activations to int8.
 func round() {
-	TEXT("roundAVX2", NOSPLIT, "func(q *int8, d *float32, sums *int32, x *float32, blocks, step int)")
+	TEXT("roundVector", NOSPLIT, "func(q *int8, d *float32, sums *int32, x *float32, blocks, step int)")
 	Pragma("noescape")
-	Doc("roundAVX2 rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step",
+	Doc("roundVector rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step",
 		"floats on; the sums of its halves to sums, 2*step on.")
 	q, d, sums := Load(Param("q"), GP64()), Load(Param("d"), GP64()), Load(Param("sums"), GP64())
 	x, n, step4 := Load(Param("x"), GP64()), Load(Param("blocks"), GP64()), Load(Param("step"), GP64())
@@ -121,9 +121,9 @@ func rowLoop(n Register, rows []Register, f func()) {
 
 // expSum writes the kernel of Softmax.
 func expSum() {
-	TEXT("expSumAVX2", NOSPLIT, "func(x *float32, n int, top float32) float32")
+	TEXT("expSumVector", NOSPLIT, "func(x *float32, n int, top float32) float32")
 	Pragma("noescape")
-	Doc("expSumAVX2 replaces n numbers, a multiple of 8, by the exponential of what they are above top, and returns their sum.")
+	Doc("expSumVector replaces n numbers, a multiple of 8, by the exponential of what they are above top, and returns their sum.")
 	x, n := Load(Param("x"), GP64()), Load(Param("n"), GP64())
 	top, sum := YMM(), YMM()
 	address, err := Param("top").Resolve()
@@ -172,12 +172,12 @@ func gated(name, doc string, f func(g VecVirtual) VecVirtual) {
 func rows() {
 	round()
 	expSum()
-	gated("siluMulAVX2", "writes gate * sigmoid(gate) * up.", func(g VecVirtual) VecVirtual {
+	gated("siluMulVector", "writes gate * sigmoid(gate) * up.", func(g VecVirtual) VecVirtual {
 		y := YMM()
 		VMOVUPS(g, y)
 		return y
 	})
-	gated("geluMulAVX2", "writes gelu(gate) * up.", func(g VecVirtual) VecVirtual {
+	gated("geluMulVector", "writes gelu(gate) * up.", func(g VecVirtual) VecVirtual {
 		y, cube := YMM(), YMM()
 		VMULPS(g, g, y)
 		VMOVUPS(float("geluLine", 2*math.Sqrt(2/math.Pi)), cube)
@@ -185,9 +185,9 @@ func rows() {
 		VMULPS(g, y, y)
 		return y
 	})
-	reduced("squaresAVX2", "the sum of the squares", func(r VecVirtual) { VXORPS(r, r, r) },
+	reduced("squaresVector", "the sum of the squares", func(r VecVirtual) { VXORPS(r, r, r) },
 		func(v, sum VecVirtual) { VFMADD231PS(v, v, sum) }, VADDPS)
-	reduced("maxAVX2", "the largest", func(r VecVirtual) { VMOVUPS(float("lowest", math.Inf(-1)), r) },
+	reduced("maxVector", "the largest", func(r VecVirtual) { VMOVUPS(float("lowest", math.Inf(-1)), r) },
 		func(v, sum VecVirtual) { VMAXPS(v, sum, sum) }, VMAXPS)
 	normed()
 	scaled()
@@ -215,9 +215,9 @@ func reduced(name, doc string, start func(r VecVirtual), step func(v, sum VecVir
 
 // normed writes the product of two rows and a number.
 func normed() {
-	TEXT("scaledMulAVX2", NOSPLIT, "func(dst, x, y *float32, n int, scale float32)")
+	TEXT("scaledMulVector", NOSPLIT, "func(dst, x, y *float32, n int, scale float32)")
 	Pragma("noescape")
-	Doc("scaledMulAVX2 writes x * y * scale for n numbers, a multiple of 8.")
+	Doc("scaledMulVector writes x * y * scale for n numbers, a multiple of 8.")
 	dst, x, y, n := Load(Param("dst"), GP64()), Load(Param("x"), GP64()), Load(Param("y"), GP64()), Load(Param("n"), GP64())
 	address, err := Param("scale").Resolve()
 	if err != nil {
@@ -237,9 +237,9 @@ func normed() {
 
 // scaled writes the product of a row and a number.
 func scaled() {
-	TEXT("scaleAVX2", NOSPLIT, "func(x *float32, n int, f float32)")
+	TEXT("scaleVector", NOSPLIT, "func(x *float32, n int, f float32)")
 	Pragma("noescape")
-	Doc("scaleAVX2 multiplies n numbers, a multiple of 8, by f.")
+	Doc("scaleVector multiplies n numbers, a multiple of 8, by f.")
 	x, n := Load(Param("x"), GP64()), Load(Param("n"), GP64())
 	address, err := Param("f").Resolve()
 	if err != nil {
@@ -258,9 +258,9 @@ func scaled() {
 
 // added writes the sum of two rows.
 func added() {
-	TEXT("addAVX2", NOSPLIT, "func(dst, x *float32, n int)")
+	TEXT("addVector", NOSPLIT, "func(dst, x *float32, n int)")
 	Pragma("noescape")
-	Doc("addAVX2 adds n numbers, a multiple of 8.")
+	Doc("addVector adds n numbers, a multiple of 8.")
 	dst, x, n := Load(Param("dst"), GP64()), Load(Param("x"), GP64()), Load(Param("n"), GP64())
 	rowLoop(n, []Register{dst, x}, func() {
 		v := YMM()

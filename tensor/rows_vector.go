@@ -1,3 +1,6 @@
+
+//go:build amd64 || arm64
+
 package tensor
 
 // Vectors do what they can of a row, eight numbers at a time, and the reference does the rest.
@@ -12,7 +15,7 @@ func vectored(isa ISA, n int) int {
 func squares(isa ISA, x []float32) (sum float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		sum = squaresAVX2(&x[0], n)
+		sum = squaresVector(&x[0], n)
 	}
 	return sum + squaresScalar(x[n:])
 }
@@ -20,7 +23,7 @@ func squares(isa ISA, x []float32) (sum float32) {
 func scaledMul(isa ISA, dst, x, y []float32, f float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		scaledMulAVX2(&dst[0], &x[0], &y[0], n, f)
+		scaledMulVector(&dst[0], &x[0], &y[0], n, f)
 	}
 	scaledMulScalar(dst[n:], x[n:], y[n:], f)
 }
@@ -28,7 +31,7 @@ func scaledMul(isa ISA, dst, x, y []float32, f float32) {
 func add(isa ISA, dst, x []float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		addAVX2(&dst[0], &x[0], n)
+		addVector(&dst[0], &x[0], n)
 	}
 	addScalar(dst[n:], x[n:])
 }
@@ -36,7 +39,7 @@ func add(isa ISA, dst, x []float32) {
 func scale(isa ISA, x []float32, f float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		scaleAVX2(&x[0], n, f)
+		scaleVector(&x[0], n, f)
 	}
 	scaleScalar(x[n:], f)
 }
@@ -44,7 +47,7 @@ func scale(isa ISA, x []float32, f float32) {
 func siluMul(isa ISA, dst, gate, up []float32) {
 	n := vectored(isa, len(gate))
 	if n > 0 {
-		siluMulAVX2(&dst[0], &gate[0], &up[0], n)
+		siluMulVector(&dst[0], &gate[0], &up[0], n)
 	}
 	siluMulScalar(dst[n:], gate[n:], up[n:])
 }
@@ -52,7 +55,7 @@ func siluMul(isa ISA, dst, gate, up []float32) {
 func geluMul(isa ISA, dst, gate, up []float32) {
 	n := vectored(isa, len(gate))
 	if n > 0 {
-		geluMulAVX2(&dst[0], &gate[0], &up[0], n)
+		geluMulVector(&dst[0], &gate[0], &up[0], n)
 	}
 	geluMulScalar(dst[n:], gate[n:], up[n:])
 }
@@ -61,7 +64,7 @@ func largest(isa ISA, x []float32) float32 {
 	n := vectored(isa, len(x))
 	top := largestScalar(x[n:])
 	if n > 0 {
-		top = max(top, maxAVX2(&x[0], n))
+		top = max(top, maxVector(&x[0], n))
 	}
 	return top
 }
@@ -69,7 +72,7 @@ func largest(isa ISA, x []float32) float32 {
 func expSum(isa ISA, x []float32, top float32) (sum float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		sum = expSumAVX2(&x[0], n, top)
+		sum = expSumVector(&x[0], n, top)
 	}
 	return sum + expSumScalar(x[n:], top)
 }
@@ -77,7 +80,7 @@ func expSum(isa ISA, x []float32, top float32) (sum float32) {
 func dotHalf(isa ISA, h []byte, x []float32) (sum float32) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		sum = dotHalfAVX2(&x[0], n, &h[0])
+		sum = dotHalfVector(&x[0], n, &h[0])
 	}
 	return sum + dotHalfScalar(h[2*n:], x[n:])
 }
@@ -85,7 +88,7 @@ func dotHalf(isa ISA, h []byte, x []float32) (sum float32) {
 func mulHalf(isa ISA, x []float32, h []byte) {
 	n := vectored(isa, len(x))
 	if n > 0 {
-		mulHalfAVX2(&x[0], n, &h[0])
+		mulHalfVector(&x[0], n, &h[0])
 	}
 	mulHalfScalar(x[n:], h[2*n:])
 }
@@ -95,5 +98,5 @@ func sweep(isa ISA, b []byte) uint64 {
 	if isa == Scalar || len(b) == 0 {
 		return sweepScalar(b)
 	}
-	return sweepAVX2(&b[0], len(b))
+	return sweepVector(&b[0], len(b))
 }

@@ -1,3 +1,5 @@
+//go:build amd64 || arm64
+
 package tensor
 
 import "slices"
@@ -14,7 +16,7 @@ func roundRow(isa ISA, q []int8, d []float32, halves []int32, x []float32, step 
 		roundScalar(q, d, halves, x, step)
 		return
 	}
-	roundAVX2(&q[0], &d[0], &halves[0], &x[0], len(x)/columns, step)
+	roundVector(&q[0], &d[0], &halves[0], &x[0], len(x)/columns, step)
 }
 
 // batch is how many tokens go through a range of rows before the next do: their activations stay in the cache.
@@ -60,7 +62,7 @@ func (r *part) addTo(dst []float32, stride, rows, tokens int) {
 // multiplyDot computes groups lo to hi of rows for the tokens that were rounded to int8.
 func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 	f := formats[d.W.Type]
-	kernels := dotKernels[min(isa, AVX512)][d.W.Type]
+	kernels := dotKernels[isa.kernels()][d.W.Type]
 	sums := in.sums[f.sums]
 	per := in.cols / columns
 	tiles := in.tiles
@@ -102,7 +104,7 @@ func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride,
 		addColsScalar(dst, stride, w, x, xstride, tokens)
 		return
 	}
-	kernels := colKernels[min(isa, AVX512)][w.Type]
+	kernels := colKernels[isa.kernels()][w.Type]
 	for g := range w.groups() {
 		data := w.group(g)
 		rows := min(w.Rows-g*Lanes, Lanes)
