@@ -119,14 +119,14 @@ func (t *attendTile) run(dst, q []float32, w queries) {
 	for _, page := range t.choose(w, first, end) {
 		n := min(end-page*t.KV.PageLen, t.KV.PageLen) // tokens of the page that any row sees
 		clear(t.s[:wide*t.KV.PageLen])
-		addCols(t.isa, t.s, t.KV.PageLen, t.KV.keys(w.Pages[page], w.head, n), x, dim, wide)
+		addCols(t.isa, t.s, t.KV.PageLen, t.KV.keys(w.Pages[page], w.head, n), x, dim, wide, 0)
 		t.rescale(w, page, rows, 0)
 		for i := range rows {
 			lo, hi := t.span(w, w.lo+i)
 			t.weigh(i, lo-page*t.KV.PageLen, hi-page*t.KV.PageLen)
 		}
 		t.rescale(w, page, rows, 1)
-		addCols(t.isa, t.out, dim, t.KV.values(w.Pages[page], w.head, n), t.s, t.KV.PageLen, wide)
+		addCols(t.isa, t.out, dim, t.KV.values(w.Pages[page], w.head, n), t.s, t.KV.PageLen, wide, 0)
 	}
 	if t.KV.rounded() {
 		turn(t.out[:rows*dim], dim)

@@ -19,7 +19,7 @@ func (in *Input) split(*Pool, int) {}
 
 func (p *Pool) multiply(d *Product, in *Input, lo, hi int) { multiplyScalar(d, in, lo, hi) }
 
-func addCols(_ ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens int) {
+func addCols(_ ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens, _ int) {
 	addColsScalar(dst, stride, w, x, xstride, tokens)
 }
 

@@ -7,527 +7,527 @@ package tensor
 // dotQ4_0AVX2x1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
-func dotQ4_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_0AVX2x4 adds the products of 16 packed rows of Q4_0 with 4 token(s).
 //
 //go:noescape
-func dotQ4_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_0AVX2x1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
 //
 //go:noescape
-func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_0AVX2x4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
 //
 //go:noescape
-func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_1AVX2x1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
 //
 //go:noescape
-func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_1AVX2x4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
 //
 //go:noescape
-func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_1AVX2x1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
 //go:noescape
-func dotQ4_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_1AVX2x4 adds the products of 16 packed rows of Q4_1 with 4 token(s).
 //
 //go:noescape
-func dotQ4_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_0AVX2x1 adds the products of 16 packed rows of Q5_0 with 1 token(s).
 //
 //go:noescape
-func dotQ5_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_0AVX2x4 adds the products of 16 packed rows of Q5_0 with 4 token(s).
 //
 //go:noescape
-func dotQ5_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_1AVX2x1 adds the products of 16 packed rows of Q5_1 with 1 token(s).
 //
 //go:noescape
-func dotQ5_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_1AVX2x4 adds the products of 16 packed rows of Q5_1 with 4 token(s).
 //
 //go:noescape
-func dotQ5_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ8_0AVX2x1 adds the products of 16 packed rows of Q8_0 with 1 token(s).
 //
 //go:noescape
-func dotQ8_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ8_0AVX2x4 adds the products of 16 packed rows of Q8_0 with 4 token(s).
 //
 //go:noescape
-func dotQ8_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_NLAVX2x1 adds the products of 16 packed rows of IQ4_NL with 1 token(s).
 //
 //go:noescape
-func dotIQ4_NLAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_NLAVX2x4 adds the products of 16 packed rows of IQ4_NL with 4 token(s).
 //
 //go:noescape
-func dotIQ4_NLAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_XSAVX2x1 adds the products of 16 packed rows of IQ4_XS with 1 token(s).
 //
 //go:noescape
-func dotIQ4_XSAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_XSAVX2x4 adds the products of 16 packed rows of IQ4_XS with 4 token(s).
 //
 //go:noescape
-func dotIQ4_XSAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ2_KAVX2x1 adds the products of 16 packed rows of Q2_K with 1 token(s).
 //
 //go:noescape
-func dotQ2_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ2_KAVX2x4 adds the products of 16 packed rows of Q2_K with 4 token(s).
 //
 //go:noescape
-func dotQ2_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_KAVX2x1 adds the products of 16 packed rows of Q3_K with 1 token(s).
 //
 //go:noescape
-func dotQ3_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_KAVX2x4 adds the products of 16 packed rows of Q3_K with 4 token(s).
 //
 //go:noescape
-func dotQ3_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_KAVX2x1 adds the products of 16 packed rows of Q4_K with 1 token(s).
 //
 //go:noescape
-func dotQ4_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_KAVX2x4 adds the products of 16 packed rows of Q4_K with 4 token(s).
 //
 //go:noescape
-func dotQ4_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_KAVX2x1 adds the products of 16 packed rows of Q5_K with 1 token(s).
 //
 //go:noescape
-func dotQ5_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_KAVX2x4 adds the products of 16 packed rows of Q5_K with 4 token(s).
 //
 //go:noescape
-func dotQ5_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ6_KAVX2x1 adds the products of 16 packed rows of Q6_K with 1 token(s).
 //
 //go:noescape
-func dotQ6_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ6_KAVX2x4 adds the products of 16 packed rows of Q6_K with 4 token(s).
 //
 //go:noescape
-func dotQ6_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // colsF32AVX2x1 adds the products of 16 packed rows of F32 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF32AVX2x4 adds the products of 16 packed rows of F32 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF16AVX2x1 adds the products of 16 packed rows of F16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF16AVX2x4 adds the products of 16 packed rows of F16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsBF16AVX2x1 adds the products of 16 packed rows of BF16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsBF16AVX2x4 adds the products of 16 packed rows of BF16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt8AVX2x1 adds the products of 16 packed rows of Int8 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt8AVX2x4 adds the products of 16 packed rows of Int8 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt4AVX2x1 adds the products of 16 packed rows of Int4 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt4AVX2x4 adds the products of 16 packed rows of Int4 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E4M3AVX2x1 adds the products of 16 packed rows of F8_E4M3 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E4M3AVX2x4 adds the products of 16 packed rows of F8_E4M3 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E5M2AVX2x1 adds the products of 16 packed rows of F8_E5M2 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E5M2AVX2x4 adds the products of 16 packed rows of F8_E5M2 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // dotQ4_0AVX512x1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
-func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_0AVX512x4 adds the products of 16 packed rows of Q4_0 with 4 token(s).
 //
 //go:noescape
-func dotQ4_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_0AVX512x8 adds the products of 16 packed rows of Q4_0 with 8 token(s).
 //
 //go:noescape
-func dotQ4_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_0AVX512x1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
 //
 //go:noescape
-func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_0AVX512x4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
 //
 //go:noescape
-func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_0AVX512x8 adds the products of 16 packed rows of Q3_0 with 8 token(s).
 //
 //go:noescape
-func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_1AVX512x1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
 //
 //go:noescape
-func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_1AVX512x4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
 //
 //go:noescape
-func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_1AVX512x8 adds the products of 16 packed rows of Q3_1 with 8 token(s).
 //
 //go:noescape
-func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_1AVX512x1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
 //go:noescape
-func dotQ4_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_1AVX512x4 adds the products of 16 packed rows of Q4_1 with 4 token(s).
 //
 //go:noescape
-func dotQ4_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_1AVX512x8 adds the products of 16 packed rows of Q4_1 with 8 token(s).
 //
 //go:noescape
-func dotQ4_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_0AVX512x1 adds the products of 16 packed rows of Q5_0 with 1 token(s).
 //
 //go:noescape
-func dotQ5_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_0AVX512x4 adds the products of 16 packed rows of Q5_0 with 4 token(s).
 //
 //go:noescape
-func dotQ5_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_0AVX512x8 adds the products of 16 packed rows of Q5_0 with 8 token(s).
 //
 //go:noescape
-func dotQ5_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_1AVX512x1 adds the products of 16 packed rows of Q5_1 with 1 token(s).
 //
 //go:noescape
-func dotQ5_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_1AVX512x4 adds the products of 16 packed rows of Q5_1 with 4 token(s).
 //
 //go:noescape
-func dotQ5_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_1AVX512x8 adds the products of 16 packed rows of Q5_1 with 8 token(s).
 //
 //go:noescape
-func dotQ5_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ8_0AVX512x1 adds the products of 16 packed rows of Q8_0 with 1 token(s).
 //
 //go:noescape
-func dotQ8_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ8_0AVX512x4 adds the products of 16 packed rows of Q8_0 with 4 token(s).
 //
 //go:noescape
-func dotQ8_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ8_0AVX512x8 adds the products of 16 packed rows of Q8_0 with 8 token(s).
 //
 //go:noescape
-func dotQ8_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_NLAVX512x1 adds the products of 16 packed rows of IQ4_NL with 1 token(s).
 //
 //go:noescape
-func dotIQ4_NLAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_NLAVX512x4 adds the products of 16 packed rows of IQ4_NL with 4 token(s).
 //
 //go:noescape
-func dotIQ4_NLAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_NLAVX512x8 adds the products of 16 packed rows of IQ4_NL with 8 token(s).
 //
 //go:noescape
-func dotIQ4_NLAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_XSAVX512x1 adds the products of 16 packed rows of IQ4_XS with 1 token(s).
 //
 //go:noescape
-func dotIQ4_XSAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_XSAVX512x4 adds the products of 16 packed rows of IQ4_XS with 4 token(s).
 //
 //go:noescape
-func dotIQ4_XSAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotIQ4_XSAVX512x8 adds the products of 16 packed rows of IQ4_XS with 8 token(s).
 //
 //go:noescape
-func dotIQ4_XSAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ2_KAVX512x1 adds the products of 16 packed rows of Q2_K with 1 token(s).
 //
 //go:noescape
-func dotQ2_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ2_KAVX512x4 adds the products of 16 packed rows of Q2_K with 4 token(s).
 //
 //go:noescape
-func dotQ2_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ2_KAVX512x8 adds the products of 16 packed rows of Q2_K with 8 token(s).
 //
 //go:noescape
-func dotQ2_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_KAVX512x1 adds the products of 16 packed rows of Q3_K with 1 token(s).
 //
 //go:noescape
-func dotQ3_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_KAVX512x4 adds the products of 16 packed rows of Q3_K with 4 token(s).
 //
 //go:noescape
-func dotQ3_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ3_KAVX512x8 adds the products of 16 packed rows of Q3_K with 8 token(s).
 //
 //go:noescape
-func dotQ3_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_KAVX512x1 adds the products of 16 packed rows of Q4_K with 1 token(s).
 //
 //go:noescape
-func dotQ4_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_KAVX512x4 adds the products of 16 packed rows of Q4_K with 4 token(s).
 //
 //go:noescape
-func dotQ4_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ4_KAVX512x8 adds the products of 16 packed rows of Q4_K with 8 token(s).
 //
 //go:noescape
-func dotQ4_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_KAVX512x1 adds the products of 16 packed rows of Q5_K with 1 token(s).
 //
 //go:noescape
-func dotQ5_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_KAVX512x4 adds the products of 16 packed rows of Q5_K with 4 token(s).
 //
 //go:noescape
-func dotQ5_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ5_KAVX512x8 adds the products of 16 packed rows of Q5_K with 8 token(s).
 //
 //go:noescape
-func dotQ5_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ6_KAVX512x1 adds the products of 16 packed rows of Q6_K with 1 token(s).
 //
 //go:noescape
-func dotQ6_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ6_KAVX512x4 adds the products of 16 packed rows of Q6_K with 4 token(s).
 //
 //go:noescape
-func dotQ6_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // dotQ6_KAVX512x8 adds the products of 16 packed rows of Q6_K with 8 token(s).
 //
 //go:noescape
-func dotQ6_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
 // colsF32AVX512x1 adds the products of 16 packed rows of F32 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF32AVX512x4 adds the products of 16 packed rows of F32 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF32AVX512x8 adds the products of 16 packed rows of F32 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF16AVX512x1 adds the products of 16 packed rows of F16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF16AVX512x4 adds the products of 16 packed rows of F16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF16AVX512x8 adds the products of 16 packed rows of F16 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsBF16AVX512x1 adds the products of 16 packed rows of BF16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsBF16AVX512x4 adds the products of 16 packed rows of BF16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsBF16AVX512x8 adds the products of 16 packed rows of BF16 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt8AVX512x1 adds the products of 16 packed rows of Int8 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt8AVX512x4 adds the products of 16 packed rows of Int8 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt8AVX512x8 adds the products of 16 packed rows of Int8 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt4AVX512x1 adds the products of 16 packed rows of Int4 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt4AVX512x4 adds the products of 16 packed rows of Int4 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsInt4AVX512x8 adds the products of 16 packed rows of Int4 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E4M3AVX512x1 adds the products of 16 packed rows of F8_E4M3 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E4M3AVX512x4 adds the products of 16 packed rows of F8_E4M3 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E4M3AVX512x8 adds the products of 16 packed rows of F8_E4M3 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E5M2AVX512x1 adds the products of 16 packed rows of F8_E5M2 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E5M2AVX512x4 adds the products of 16 packed rows of F8_E5M2 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // colsF8_E5M2AVX512x8 adds the products of 16 packed rows of F8_E5M2 with 8 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 
 // roundVector rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
 // floats on; the sums of its halves to sums, 2*step on.

@@ -4,9 +4,9 @@
 
 #include "textflag.h"
 
-// func dotQ4_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ4_0AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_0AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -120,11 +120,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -174,23 +174,24 @@ DATA ones<>+56(SB)/4, $0x00010001
 DATA ones<>+60(SB)/4, $0x00010001
 GLOBL ones<>(SB), RODATA|NOPTR, $64
 
-// func dotQ4_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ4_0AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ4_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ4_0AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      32(AX), Y4
@@ -334,35 +335,45 @@ block0:
 	VMULPS       Y4, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000120, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      64(AX), Y4
@@ -506,27 +517,36 @@ block1:
 	VMULPS       Y4, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000120, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ3_0AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_0AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -706,10 +726,10 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS (DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -759,23 +779,24 @@ DATA bytes03<>+56(SB)/4, $0x03030303
 DATA bytes03<>+60(SB)/4, $0x03030303
 GLOBL bytes03<>(SB), RODATA|NOPTR, $64
 
-// func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ3_0AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ3_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ3_0AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      160(AX), Y4
@@ -952,35 +973,44 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x000000e0, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x000000e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      192(AX), Y4
@@ -1157,27 +1187,35 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x000000e0, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x000000e0, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ3_1AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_1AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -1359,10 +1397,10 @@ block0:
 	VCVTPH2PS    48(AX), Y2
 	VBROADCASTSS (BX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -1376,23 +1414,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ3_1AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ3_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ3_1AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      192(AX), Y4
@@ -1570,35 +1609,44 @@ block0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000100, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000100, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      224(AX), Y4
@@ -1776,27 +1824,35 @@ block1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000100, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000100, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ4_1AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_1AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -1912,11 +1968,11 @@ block0:
 	VCVTPH2PS    48(AX), Y2
 	VBROADCASTSS (BX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -1930,23 +1986,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ4_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ4_1AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ4_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ4_1AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      64(AX), Y4
@@ -2091,35 +2148,45 @@ block0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000140, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000140, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      96(AX), Y4
@@ -2264,27 +2331,36 @@ block1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000140, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000140, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ5_0AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_0AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -2496,12 +2572,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -2641,23 +2717,24 @@ DATA pick3<>+56(SB)/4, $0x0b0b0b0b
 DATA pick3<>+60(SB)/4, $0x0f0f0f0f
 GLOBL pick3<>(SB), RODATA|NOPTR, $64
 
-// func dotQ5_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ5_0AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ5_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ5_0AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      32(AX), Y4
@@ -2853,35 +2930,46 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000160, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000160, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      64(AX), Y4
@@ -3077,27 +3165,37 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000160, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000160, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_1AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ5_1AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_1AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -3311,12 +3409,12 @@ block0:
 	VCVTPH2PS    48(AX), Y2
 	VBROADCASTSS (BX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -3330,23 +3428,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ5_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ5_1AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ5_1AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ5_1AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      64(AX), Y4
@@ -3543,35 +3642,46 @@ block0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000180, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000180, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      96(AX), Y4
@@ -3768,27 +3878,37 @@ block1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(BX), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000180, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000180, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ8_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ8_0AVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ8_0AVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ8_0AVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -3936,15 +4056,15 @@ block0:
 	VMULPS       Y2, Y5, Y5
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
-	PREFETCHT0   4480(AX)
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -3976,23 +4096,24 @@ DATA bytes80<>+56(SB)/4, $0x80808080
 DATA bytes80<>+60(SB)/4, $0x80808080
 GLOBL bytes80<>(SB), RODATA|NOPTR, $64
 
-// func dotQ8_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ8_0AVX2x4(SB), NOSPLIT, $0-56
+// func dotQ8_0AVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ8_0AVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      32(AX), Y4
@@ -4192,35 +4313,49 @@ block0:
 	VMULPS       Y4, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000220, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000220, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      64(AX), Y4
@@ -4420,27 +4555,40 @@ block1:
 	VMULPS       Y4, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000220, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000220, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_NLAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotIQ4_NLAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotIQ4_NLAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotIQ4_NLAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -4644,11 +4792,11 @@ block0:
 	VMULPS       Y2, Y5, Y5
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
 	ADDQ         $0x00000020, CX
 	ADDQ         $0x00000004, DX
 	ADDQ         $0x00000004, BX
@@ -4680,23 +4828,24 @@ DATA levels<>+56(SB)/4, $0xa6998d81
 DATA levels<>+60(SB)/4, $0xf1d9c5b5
 GLOBL levels<>(SB), RODATA|NOPTR, $64
 
-// func dotIQ4_NLAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotIQ4_NLAVX2x4(SB), NOSPLIT, $0-56
+// func dotIQ4_NLAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotIQ4_NLAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      32(AX), Y4
@@ -4924,35 +5073,45 @@ block0:
 	VMULPS       Y4, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000120, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      64(AX), Y4
@@ -5180,27 +5339,36 @@ block1:
 	VMULPS       Y4, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000010, DX
-	ADDQ         $0x00000010, BX
-	ADDQ         $0x00000120, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near1_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_XSAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotIQ4_XSAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotIQ4_XSAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotIQ4_XSAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -5422,11 +5590,11 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
 	VMOVDQU      384(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -5639,10 +5807,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 4(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4416(AX)
-	PREFETCHT0   4480(AX)
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
 	VMOVDQU      640(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -5853,10 +6021,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 8(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
 	VMOVDQU      896(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -6069,10 +6237,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 12(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   4928(AX)
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
-	PREFETCHT0   5120(AX)
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
 	VMOVDQU      1152(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -6285,11 +6453,11 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 16(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   5184(AX)
-	PREFETCHT0   5248(AX)
-	PREFETCHT0   5312(AX)
-	PREFETCHT0   5376(AX)
-	PREFETCHT0   5440(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
 	VMOVDQU      1408(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -6502,10 +6670,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 20(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   5504(AX)
-	PREFETCHT0   5568(AX)
-	PREFETCHT0   5632(AX)
-	PREFETCHT0   5696(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
 	VMOVDQU      1664(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -6718,10 +6886,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 24(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   5760(AX)
-	PREFETCHT0   5824(AX)
-	PREFETCHT0   5888(AX)
-	PREFETCHT0   5952(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
 	VMOVDQU      1920(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VMOVDQU      levels<>+0(SB), Y3
@@ -6934,10 +7102,10 @@ block0:
 	VMULPS       Y3, Y5, Y5
 	VBROADCASTSS 28(DX), Y2
 	VFMADD231PS  Y2, Y5, Y1
-	PREFETCHT0   6016(AX)
-	PREFETCHT0   6080(AX)
-	PREFETCHT0   6144(AX)
-	PREFETCHT0   6208(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000020, BX
@@ -7005,23 +7173,24 @@ DATA dwords00000020<>+56(SB)/4, $0x00000020
 DATA dwords00000020<>+60(SB)/4, $0x00000020
 GLOBL dwords00000020<>(SB), RODATA|NOPTR, $64
 
-// func dotIQ4_XSAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotIQ4_XSAVX2x4(SB), NOSPLIT, $0-56
+// func dotIQ4_XSAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotIQ4_XSAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      128(AX), Y4
@@ -7258,6 +7427,15 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near0_1:
 	VMOVDQU      384(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -7493,6 +7671,14 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near0_2:
 	VMOVDQU      640(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -7727,6 +7913,14 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+
+near0_3:
 	VMOVDQU      896(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -7962,6 +8156,14 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+
+near0_4:
 	VMOVDQU      1152(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -8197,6 +8399,15 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+
+near0_5:
 	VMOVDQU      1408(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -8432,6 +8643,14 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+
+near0_6:
 	VMOVDQU      1664(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -8667,6 +8886,14 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+
+near0_7:
 	VMOVDQU      1920(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -8902,35 +9129,44 @@ block0:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000880, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000880, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      160(AX), Y4
@@ -9167,6 +9403,15 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near1_1:
 	VMOVDQU      416(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -9402,6 +9647,14 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near1_2:
 	VMOVDQU      672(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -9636,6 +9889,14 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+
+near1_3:
 	VMOVDQU      928(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -9871,6 +10132,14 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+
+near1_4:
 	VMOVDQU      1184(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -10106,6 +10375,15 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+
+near1_5:
 	VMOVDQU      1440(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -10341,6 +10619,14 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+
+near1_6:
 	VMOVDQU      1696(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -10576,6 +10862,14 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+
+near1_7:
 	VMOVDQU      1952(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VMOVDQU      levels<>+0(SB), Y5
@@ -10811,27 +11105,35 @@ block1:
 	VMULPS       Y5, Y7, Y7
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y7, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000880, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000880, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ2_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ2_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ2_KAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ2_KAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -10993,9 +11295,9 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 4(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -11164,9 +11466,9 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 12(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -11333,8 +11635,8 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 20(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4480(AX)
-	PREFETCHT0   4544(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x06, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -11503,9 +11805,9 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 28(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4608(AX)
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
 	VMOVDQU      768(AX), Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
 	VPBROADCASTD 128(CX), Y3
@@ -11656,9 +11958,9 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 36(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
-	PREFETCHT0   4928(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
 	VMOVDQU      768(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -11827,8 +12129,8 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 44(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
 	VMOVDQU      768(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -11995,9 +12297,9 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 52(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5120(AX)
-	PREFETCHT0   5184(AX)
-	PREFETCHT0   5248(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
 	VMOVDQU      768(AX), Y2
 	VPSRLD       $0x06, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -12166,8 +12468,8 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 60(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5312(AX)
-	PREFETCHT0   5376(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000040, BX
@@ -12181,23 +12483,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ2_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ2_KAVX2x4(SB), NOSPLIT, $0-56
+// func dotQ2_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ2_KAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      256(AX), Y4
@@ -12383,6 +12686,13 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+
+near0_1:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -12575,6 +12885,13 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near0_2:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -12766,6 +13083,12 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+
+near0_3:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -12958,6 +13281,13 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near0_4:
 	VMOVDQU      768(AX), Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
 	VPBROADCASTD 512(CX), Y5
@@ -13141,6 +13471,13 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 156(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near0_5:
 	VMOVDQU      768(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -13333,6 +13670,12 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 188(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+
+near0_6:
 	VMOVDQU      768(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -13524,6 +13867,13 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 220(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+
+near0_7:
 	VMOVDQU      768(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -13716,35 +14066,42 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 252(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000540, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000540, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      288(AX), Y4
@@ -13930,6 +14287,13 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+
+near1_1:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -14122,6 +14486,13 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near1_2:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -14313,6 +14684,12 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+
+near1_3:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -14505,6 +14882,13 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near1_4:
 	VMOVDQU      800(AX), Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
 	VPBROADCASTD 512(CX), Y5
@@ -14688,6 +15072,13 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 156(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near1_5:
 	VMOVDQU      800(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -14880,6 +15271,12 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 188(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+
+near1_6:
 	VMOVDQU      800(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -15071,6 +15468,13 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 220(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+
+near1_7:
 	VMOVDQU      800(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -15263,27 +15667,33 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 252(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000540, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000540, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ3_KAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_KAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -15505,10 +15915,10 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS (DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
 	VMOVDQU      512(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -15737,9 +16147,9 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 4(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
-	PREFETCHT0   4480(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
 	VMOVDQU      512(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -15950,10 +16360,10 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 8(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
 	VMOVDQU      512(AX), Y2
 	VPSRLD       $0x06, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -16182,9 +16592,9 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 12(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
-	PREFETCHT0   4928(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
 	VMOVDQU      1024(AX), Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
 	VMOVDQU      (AX), Y3
@@ -16395,10 +16805,10 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 16(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
-	PREFETCHT0   5120(AX)
-	PREFETCHT0   5184(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
 	VMOVDQU      1024(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -16627,9 +17037,9 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 20(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   5248(AX)
-	PREFETCHT0   5312(AX)
-	PREFETCHT0   5376(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
 	VMOVDQU      1024(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -16858,10 +17268,10 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 24(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   5440(AX)
-	PREFETCHT0   5504(AX)
-	PREFETCHT0   5568(AX)
-	PREFETCHT0   5632(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
 	VMOVDQU      1024(AX), Y2
 	VPSRLD       $0x06, Y2, Y2
 	VPAND        bytes03<>+0(SB), Y2, Y2
@@ -17090,9 +17500,9 @@ block0:
 	VMULPS       Y3, Y2, Y2
 	VBROADCASTSS 28(DX), Y3
 	VFMADD231PS  Y3, Y2, Y1
-	PREFETCHT0   5696(AX)
-	PREFETCHT0   5760(AX)
-	PREFETCHT0   5824(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000040, BX
@@ -17106,23 +17516,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ3_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ3_KAVX2x4(SB), NOSPLIT, $0-56
+// func dotQ3_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ3_KAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      512(AX), Y4
@@ -17338,6 +17749,14 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near0_1:
 	VMOVDQU      512(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -17560,6 +17979,13 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+
+near0_2:
 	VMOVDQU      512(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -17773,6 +18199,14 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near0_3:
 	VMOVDQU      512(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -17995,6 +18429,13 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near0_4:
 	VMOVDQU      1024(AX), Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
 	VMOVDQU      (AX), Y5
@@ -18208,6 +18649,14 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+
+near0_5:
 	VMOVDQU      1024(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -18430,6 +18879,13 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+
+near0_6:
 	VMOVDQU      1024(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -18652,6 +19108,14 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+
+near0_7:
 	VMOVDQU      1024(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -18874,35 +19338,43 @@ block0:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x000006e0, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x000006e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      544(AX), Y4
@@ -19118,6 +19590,14 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near1_1:
 	VMOVDQU      544(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -19340,6 +19820,13 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+
+near1_2:
 	VMOVDQU      544(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -19553,6 +20040,14 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near1_3:
 	VMOVDQU      544(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -19775,6 +20270,13 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near1_4:
 	VMOVDQU      1056(AX), Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
 	VMOVDQU      32(AX), Y5
@@ -19988,6 +20490,14 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+
+near1_5:
 	VMOVDQU      1056(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -20210,6 +20720,13 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+
+near1_6:
 	VMOVDQU      1056(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -20432,6 +20949,14 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+
+near1_7:
 	VMOVDQU      1056(AX), Y4
 	VPSRLD       $0x06, Y4, Y4
 	VPAND        bytes03<>+0(SB), Y4, Y4
@@ -20654,27 +21179,34 @@ block1:
 	VMULPS       Y5, Y8, Y8
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y8, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x000006e0, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x000006e0, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ4_KAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_KAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -20798,11 +21330,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS (BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
@@ -20935,10 +21467,10 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 4(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4416(AX)
-	PREFETCHT0   4480(AX)
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
 	VMOVDQU      768(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VPBROADCASTD 64(CX), Y3
@@ -21055,11 +21587,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 8(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
-	PREFETCHT0   4928(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
 	VMOVDQU      768(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
@@ -21192,10 +21724,10 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 12(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
-	PREFETCHT0   5120(AX)
-	PREFETCHT0   5184(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
 	VMOVDQU      1280(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VPBROADCASTD 128(CX), Y3
@@ -21326,11 +21858,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 16(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5248(AX)
-	PREFETCHT0   5312(AX)
-	PREFETCHT0   5376(AX)
-	PREFETCHT0   5440(AX)
-	PREFETCHT0   5504(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
 	VMOVDQU      1280(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
@@ -21479,10 +22011,10 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 20(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5568(AX)
-	PREFETCHT0   5632(AX)
-	PREFETCHT0   5696(AX)
-	PREFETCHT0   5760(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
 	VMOVDQU      1792(AX), Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
 	VPBROADCASTD 192(CX), Y3
@@ -21615,11 +22147,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 24(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5824(AX)
-	PREFETCHT0   5888(AX)
-	PREFETCHT0   5952(AX)
-	PREFETCHT0   6016(AX)
-	PREFETCHT0   6080(AX)
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
 	VMOVDQU      1792(AX), Y2
 	VPSRLD       $0x04, Y2, Y2
 	VPAND        bytes0f<>+0(SB), Y2, Y2
@@ -21768,10 +22300,10 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 28(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   6144(AX)
-	PREFETCHT0   6208(AX)
-	PREFETCHT0   6272(AX)
-	PREFETCHT0   6336(AX)
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000020, BX
@@ -21803,23 +22335,24 @@ DATA dwords0000003f<>+56(SB)/4, $0x0000003f
 DATA dwords0000003f<>+60(SB)/4, $0x0000003f
 GLOBL dwords0000003f<>(SB), RODATA|NOPTR, $64
 
-// func dotQ4_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ4_KAVX2x4(SB), NOSPLIT, $0-56
+// func dotQ4_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ4_KAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      256(AX), Y4
@@ -21968,6 +22501,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 12(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near0_1:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -22124,6 +22666,14 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near0_2:
 	VMOVDQU      768(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 256(CX), Y5
@@ -22272,6 +22822,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 44(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near0_3:
 	VMOVDQU      768(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -22428,6 +22987,14 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+
+near0_4:
 	VMOVDQU      1280(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 512(CX), Y5
@@ -22583,6 +23150,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 76(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+
+near0_5:
 	VMOVDQU      1280(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -22747,6 +23323,14 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+
+near0_6:
 	VMOVDQU      1792(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 768(CX), Y5
@@ -22903,6 +23487,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 108(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+
+near0_7:
 	VMOVDQU      1792(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -23067,35 +23660,44 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000900, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000900, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      288(AX), Y4
@@ -23244,6 +23846,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 12(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+
+near1_1:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -23400,6 +24011,14 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+
+near1_2:
 	VMOVDQU      800(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 256(CX), Y5
@@ -23548,6 +24167,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 44(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near1_3:
 	VMOVDQU      800(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -23704,6 +24332,14 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+
+near1_4:
 	VMOVDQU      1312(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 512(CX), Y5
@@ -23859,6 +24495,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 76(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+
+near1_5:
 	VMOVDQU      1312(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -24023,6 +24668,14 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+
+near1_6:
 	VMOVDQU      1824(AX), Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
 	VPBROADCASTD 768(CX), Y5
@@ -24179,6 +24832,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 108(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+
+near1_7:
 	VMOVDQU      1824(AX), Y4
 	VPSRLD       $0x04, Y4, Y4
 	VPAND        bytes0f<>+0(SB), Y4, Y4
@@ -24343,27 +25005,35 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000900, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   10240(AX)
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000900, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ5_KAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_KAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -24553,12 +25223,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS (BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
 	VMOVDQU      256(AX), Y2
 	VPSLLD       $0x03, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -24757,11 +25427,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 4(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4480(AX)
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
 	VMOVDQU      256(AX), Y2
 	VPSLLD       $0x02, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -24944,12 +25614,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 8(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
-	PREFETCHT0   4928(AX)
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
-	PREFETCHT0   5120(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
 	VMOVDQU      256(AX), Y2
 	VPSLLD       $0x01, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -25148,11 +25818,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 12(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5184(AX)
-	PREFETCHT0   5248(AX)
-	PREFETCHT0   5312(AX)
-	PREFETCHT0   5376(AX)
-	PREFETCHT0   5440(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
 	VMOVDQU      256(AX), Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
 	VMOVDQU      1792(AX), Y3
@@ -25333,12 +26003,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 16(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5504(AX)
-	PREFETCHT0   5568(AX)
-	PREFETCHT0   5632(AX)
-	PREFETCHT0   5696(AX)
-	PREFETCHT0   5760(AX)
-	PREFETCHT0   5824(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x01, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -25553,11 +26223,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 20(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   5888(AX)
-	PREFETCHT0   5952(AX)
-	PREFETCHT0   6016(AX)
-	PREFETCHT0   6080(AX)
-	PREFETCHT0   6144(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -25756,12 +26426,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 24(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   6208(AX)
-	PREFETCHT0   6272(AX)
-	PREFETCHT0   6336(AX)
-	PREFETCHT0   6400(AX)
-	PREFETCHT0   6464(AX)
-	PREFETCHT0   6528(AX)
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
 	VMOVDQU      256(AX), Y2
 	VPSRLD       $0x03, Y2, Y2
 	VPAND        bytes10<>+0(SB), Y2, Y2
@@ -25976,11 +26646,11 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 28(BX), Y2
 	VFNMADD231PS Y2, Y3, Y1
-	PREFETCHT0   6592(AX)
-	PREFETCHT0   6656(AX)
-	PREFETCHT0   6720(AX)
-	PREFETCHT0   6784(AX)
-	PREFETCHT0   6848(AX)
+	PREFETCHT0   10688(AX)
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000020, BX
@@ -25994,23 +26664,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ5_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ5_KAVX2x4(SB), NOSPLIT, $0-56
+// func dotQ5_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ5_KAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      256(AX), Y4
@@ -26195,6 +26866,16 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 12(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near0_1:
 	VMOVDQU      256(AX), Y4
 	VPSLLD       $0x03, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -26387,6 +27068,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near0_2:
 	VMOVDQU      256(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -26571,6 +27261,16 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 44(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+
+near0_3:
 	VMOVDQU      256(AX), Y4
 	VPSLLD       $0x01, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -26763,6 +27463,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+
+near0_4:
 	VMOVDQU      256(AX), Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
 	VMOVDQU      1792(AX), Y5
@@ -26946,6 +27655,16 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 76(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+
+near0_5:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x01, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -27146,6 +27865,15 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+
+near0_6:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -27338,6 +28066,16 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 108(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
+
+near0_7:
 	VMOVDQU      256(AX), Y4
 	VPSRLD       $0x03, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -27538,35 +28276,45 @@ block0:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000b00, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   10688(AX)
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000b00, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      288(AX), Y4
@@ -27751,6 +28499,16 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 12(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+
+near1_1:
 	VMOVDQU      288(AX), Y4
 	VPSLLD       $0x03, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -27943,6 +28701,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 28(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8576(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+
+near1_2:
 	VMOVDQU      288(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -28127,6 +28894,16 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 44(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+
+near1_3:
 	VMOVDQU      288(AX), Y4
 	VPSLLD       $0x01, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -28319,6 +29096,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 60(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+
+near1_4:
 	VMOVDQU      288(AX), Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
 	VMOVDQU      1824(AX), Y5
@@ -28502,6 +29288,16 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 76(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+	PREFETCHT0   9920(AX)
+
+near1_5:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x01, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -28702,6 +29498,15 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 92(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+
+near1_6:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -28894,6 +29699,16 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 108(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
+
+near1_7:
 	VMOVDQU      288(AX), Y4
 	VPSRLD       $0x03, Y4, Y4
 	VPAND        bytes10<>+0(SB), Y4, Y4
@@ -29094,27 +29909,36 @@ block1:
 	VFNMADD231PS Y4, Y5, Y2
 	VBROADCASTSS 124(BX), Y4
 	VFNMADD231PS Y4, Y5, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x00000b00, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   10688(AX)
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000b00, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ6_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ6_KAVX2x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·dotQ6_KAVX2x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ6_KAVX2x1(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
@@ -29322,13 +30146,13 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS (DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
-	PREFETCHT0   4352(AX)
-	PREFETCHT0   4416(AX)
-	PREFETCHT0   4480(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
 	VMOVDQU      2048(AX), Y2
 	VPSLLD       $0x02, Y2, Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
@@ -29523,13 +30347,13 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 4(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   4544(AX)
-	PREFETCHT0   4608(AX)
-	PREFETCHT0   4672(AX)
-	PREFETCHT0   4736(AX)
-	PREFETCHT0   4800(AX)
-	PREFETCHT0   4864(AX)
-	PREFETCHT0   4928(AX)
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
 	VMOVDQU      2048(AX), Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
 	VMOVDQU      (AX), Y3
@@ -29726,12 +30550,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 8(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   4992(AX)
-	PREFETCHT0   5056(AX)
-	PREFETCHT0   5120(AX)
-	PREFETCHT0   5184(AX)
-	PREFETCHT0   5248(AX)
-	PREFETCHT0   5312(AX)
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
 	VMOVDQU      2048(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
@@ -29942,13 +30766,13 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 12(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   5376(AX)
-	PREFETCHT0   5440(AX)
-	PREFETCHT0   5504(AX)
-	PREFETCHT0   5568(AX)
-	PREFETCHT0   5632(AX)
-	PREFETCHT0   5696(AX)
-	PREFETCHT0   5760(AX)
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
 	VMOVDQU      2560(AX), Y2
 	VPSLLD       $0x04, Y2, Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
@@ -30145,12 +30969,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 16(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   5824(AX)
-	PREFETCHT0   5888(AX)
-	PREFETCHT0   5952(AX)
-	PREFETCHT0   6016(AX)
-	PREFETCHT0   6080(AX)
-	PREFETCHT0   6144(AX)
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
 	VMOVDQU      2560(AX), Y2
 	VPSLLD       $0x02, Y2, Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
@@ -30345,13 +31169,13 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 20(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   6208(AX)
-	PREFETCHT0   6272(AX)
-	PREFETCHT0   6336(AX)
-	PREFETCHT0   6400(AX)
-	PREFETCHT0   6464(AX)
-	PREFETCHT0   6528(AX)
-	PREFETCHT0   6592(AX)
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
+	PREFETCHT0   10688(AX)
 	VMOVDQU      2560(AX), Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
 	VMOVDQU      1024(AX), Y3
@@ -30548,12 +31372,12 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 24(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   6656(AX)
-	PREFETCHT0   6720(AX)
-	PREFETCHT0   6784(AX)
-	PREFETCHT0   6848(AX)
-	PREFETCHT0   6912(AX)
-	PREFETCHT0   6976(AX)
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
+	PREFETCHT0   11008(AX)
+	PREFETCHT0   11072(AX)
 	VMOVDQU      2560(AX), Y2
 	VPSRLD       $0x02, Y2, Y2
 	VPAND        bytes30<>+0(SB), Y2, Y2
@@ -30764,13 +31588,13 @@ block0:
 	VMULPS       Y2, Y3, Y3
 	VBROADCASTSS 28(DX), Y2
 	VFMADD231PS  Y2, Y3, Y1
-	PREFETCHT0   7040(AX)
-	PREFETCHT0   7104(AX)
-	PREFETCHT0   7168(AX)
-	PREFETCHT0   7232(AX)
-	PREFETCHT0   7296(AX)
-	PREFETCHT0   7360(AX)
-	PREFETCHT0   7424(AX)
+	PREFETCHT0   11136(AX)
+	PREFETCHT0   11200(AX)
+	PREFETCHT0   11264(AX)
+	PREFETCHT0   11328(AX)
+	PREFETCHT0   11392(AX)
+	PREFETCHT0   11456(AX)
+	PREFETCHT0   11520(AX)
 	ADDQ         $0x00000100, CX
 	ADDQ         $0x00000020, DX
 	ADDQ         $0x00000040, BX
@@ -30802,23 +31626,24 @@ DATA bytes30<>+56(SB)/4, $0x30303030
 DATA bytes30<>+60(SB)/4, $0x30303030
 GLOBL bytes30<>(SB), RODATA|NOPTR, $64
 
-// func dotQ6_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·dotQ6_KAVX2x4(SB), NOSPLIT, $0-56
+// func dotQ6_KAVX2x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·dotQ6_KAVX2x4(SB), NOSPLIT, $0-64
 	MOVQ    w+16(FP), AX
 	MOVQ    q+24(FP), CX
 	MOVQ    d+32(FP), DX
 	MOVQ    s+40(FP), BX
 	MOVQ    blocks+48(FP), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VMOVDQU      2048(AX), Y4
@@ -31033,6 +31858,17 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+
+near0_1:
 	VMOVDQU      2048(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -31244,6 +32080,17 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near0_2:
 	VMOVDQU      2048(AX), Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
 	VMOVDQU      (AX), Y5
@@ -31456,6 +32303,16 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+
+near0_3:
 	VMOVDQU      2048(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -31675,6 +32532,17 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+
+near0_4:
 	VMOVDQU      2560(AX), Y4
 	VPSLLD       $0x04, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -31887,6 +32755,16 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+
+near0_5:
 	VMOVDQU      2560(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -32098,6 +32976,17 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
+	PREFETCHT0   10688(AX)
+
+near0_6:
 	VMOVDQU      2560(AX), Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
 	VMOVDQU      1024(AX), Y5
@@ -32310,6 +33199,16 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
+	PREFETCHT0   11008(AX)
+	PREFETCHT0   11072(AX)
+
+near0_7:
 	VMOVDQU      2560(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -32529,35 +33428,47 @@ block0:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000d20, AX
-	DECQ         SI
-	JNZ          block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         q+24(FP), CX
-	MOVQ         d+32(FP), DX
-	MOVQ         s+40(FP), BX
-	MOVQ         blocks+48(FP), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   11136(AX)
+	PREFETCHT0   11200(AX)
+	PREFETCHT0   11264(AX)
+	PREFETCHT0   11328(AX)
+	PREFETCHT0   11392(AX)
+	PREFETCHT0   11456(AX)
+	PREFETCHT0   11520(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000d20, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, (AX)
+	MOVQ    w+16(FP), AX
+	MOVQ    q+24(FP), CX
+	MOVQ    d+32(FP), DX
+	MOVQ    s+40(FP), BX
+	MOVQ    blocks+48(FP), SI
+	MOVQ    ahead+56(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 
 block1:
 	VMOVDQU      2080(AX), Y4
@@ -32772,6 +33683,17 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 12(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8448(AX)
+	PREFETCHT0   8512(AX)
+	PREFETCHT0   8576(AX)
+
+near1_1:
 	VMOVDQU      2080(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -32983,6 +33905,17 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 28(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8640(AX)
+	PREFETCHT0   8704(AX)
+	PREFETCHT0   8768(AX)
+	PREFETCHT0   8832(AX)
+	PREFETCHT0   8896(AX)
+	PREFETCHT0   8960(AX)
+	PREFETCHT0   9024(AX)
+
+near1_2:
 	VMOVDQU      2080(AX), Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
 	VMOVDQU      32(AX), Y5
@@ -33195,6 +34128,16 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 44(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   9088(AX)
+	PREFETCHT0   9152(AX)
+	PREFETCHT0   9216(AX)
+	PREFETCHT0   9280(AX)
+	PREFETCHT0   9344(AX)
+	PREFETCHT0   9408(AX)
+
+near1_3:
 	VMOVDQU      2080(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -33414,6 +34357,17 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 60(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   9472(AX)
+	PREFETCHT0   9536(AX)
+	PREFETCHT0   9600(AX)
+	PREFETCHT0   9664(AX)
+	PREFETCHT0   9728(AX)
+	PREFETCHT0   9792(AX)
+	PREFETCHT0   9856(AX)
+
+near1_4:
 	VMOVDQU      2592(AX), Y4
 	VPSLLD       $0x04, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -33626,6 +34580,16 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 76(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   9920(AX)
+	PREFETCHT0   9984(AX)
+	PREFETCHT0   10048(AX)
+	PREFETCHT0   10112(AX)
+	PREFETCHT0   10176(AX)
+	PREFETCHT0   10240(AX)
+
+near1_5:
 	VMOVDQU      2592(AX), Y4
 	VPSLLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -33837,6 +34801,17 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 92(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   10304(AX)
+	PREFETCHT0   10368(AX)
+	PREFETCHT0   10432(AX)
+	PREFETCHT0   10496(AX)
+	PREFETCHT0   10560(AX)
+	PREFETCHT0   10624(AX)
+	PREFETCHT0   10688(AX)
+
+near1_6:
 	VMOVDQU      2592(AX), Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
 	VMOVDQU      1056(AX), Y5
@@ -34049,6 +35024,16 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 108(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   10752(AX)
+	PREFETCHT0   10816(AX)
+	PREFETCHT0   10880(AX)
+	PREFETCHT0   10944(AX)
+	PREFETCHT0   11008(AX)
+	PREFETCHT0   11072(AX)
+
+near1_7:
 	VMOVDQU      2592(AX), Y4
 	VPSRLD       $0x02, Y4, Y4
 	VPAND        bytes30<>+0(SB), Y4, Y4
@@ -34268,27 +35253,38 @@ block1:
 	VMULPS       Y4, Y12, Y12
 	VBROADCASTSS 124(DX), Y4
 	VFMADD231PS  Y4, Y12, Y3
-	ADDQ         $0x00000400, CX
-	ADDQ         $0x00000080, DX
-	ADDQ         $0x00000100, BX
-	ADDQ         $0x00000d20, AX
-	DECQ         SI
-	JNZ          block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   11136(AX)
+	PREFETCHT0   11200(AX)
+	PREFETCHT0   11264(AX)
+	PREFETCHT0   11328(AX)
+	PREFETCHT0   11392(AX)
+	PREFETCHT0   11456(AX)
+	PREFETCHT0   11520(AX)
+
+near1_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000d20, AX
+	DECQ    SI
+	JNZ     block1
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Y0, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y1, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y2, 32(AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func colsF32AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF32AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·colsF32AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsF32AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -34326,10 +35322,10 @@ four0:
 	VBROADCASTSS 12(DX), Y10
 	VFMADD231PS  Y10, Y8, Y6
 	VFMADD231PS  Y10, Y9, Y7
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
-	PREFETCHT0   4224(AX)
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
 	ADDQ         $0x00000100, AX
 	ADDQ         $0x00000010, DX
 	SUBQ         $0x04, CX
@@ -34345,7 +35341,7 @@ one0:
 	VBROADCASTSS (DX), Y10
 	VFMADD231PS  Y10, Y8, Y0
 	VFMADD231PS  Y10, Y9, Y1
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000004, DX
 	SUBQ         $0x01, CX
@@ -34365,24 +35361,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF32AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, FMA3
-TEXT ·colsF32AVX2x4(SB), NOSPLIT, $0-48
+// func colsF32AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, FMA3, MMX+
+TEXT ·colsF32AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few0
 
@@ -34423,10 +35420,18 @@ four0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000100, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four0
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near0_1:
+	ADDQ $0x00000100, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -34442,10 +35447,15 @@ one0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one0
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -34463,15 +35473,16 @@ end0:
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU 32(DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few1
 
@@ -34512,10 +35523,18 @@ four1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000100, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four1
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+
+near1_1:
+	ADDQ $0x00000100, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four1
 
 few1:
 	ADDQ $0x04, CX
@@ -34531,10 +35550,15 @@ one1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one1
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8192(AX)
+
+near1_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one1
 
 end1:
 	MOVQ    dst+0(FP), AX
@@ -34549,9 +35573,9 @@ end1:
 	VZEROUPPER
 	RET
 
-// func colsF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·colsF16AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsF16AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -34589,8 +35613,8 @@ four0:
 	VBROADCASTSS 12(DX), Y10
 	VFMADD231PS  Y10, Y8, Y6
 	VFMADD231PS  Y10, Y9, Y7
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000010, DX
 	SUBQ         $0x04, CX
@@ -34606,7 +35630,7 @@ one0:
 	VBROADCASTSS (DX), Y10
 	VFMADD231PS  Y10, Y8, Y0
 	VFMADD231PS  Y10, Y9, Y1
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000020, AX
 	ADDQ         $0x00000004, DX
 	SUBQ         $0x01, CX
@@ -34626,24 +35650,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, F16C, FMA3
-TEXT ·colsF16AVX2x4(SB), NOSPLIT, $0-48
+// func colsF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, F16C, FMA3, MMX+
+TEXT ·colsF16AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few0
 
@@ -34684,10 +35709,16 @@ four0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four0
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -34703,10 +35734,15 @@ one0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000020, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one0
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8192(AX)
+
+near0_2:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -34724,15 +35760,16 @@ end0:
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU 32(DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few1
 
@@ -34773,10 +35810,16 @@ four1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four1
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near1_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four1
 
 few1:
 	ADDQ $0x04, CX
@@ -34792,10 +35835,15 @@ one1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000020, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one1
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8192(AX)
+
+near1_2:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one1
 
 end1:
 	MOVQ    dst+0(FP), AX
@@ -34810,9 +35858,9 @@ end1:
 	VZEROUPPER
 	RET
 
-// func colsBF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsBF16AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·colsBF16AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsBF16AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -34858,8 +35906,8 @@ four0:
 	VBROADCASTSS 12(DX), Y8
 	VFMADD231PS  Y8, Y10, Y6
 	VFMADD231PS  Y8, Y11, Y7
-	PREFETCHT0   4096(AX)
-	PREFETCHT0   4160(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
 	ADDQ         $0x00000080, AX
 	ADDQ         $0x00000010, DX
 	SUBQ         $0x04, CX
@@ -34884,7 +35932,7 @@ one0:
 	VBROADCASTSS 4(DX), Y8
 	VFMADD231PS  Y8, Y10, Y2
 	VFMADD231PS  Y8, Y11, Y3
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000008, DX
 	SUBQ         $0x02, CX
@@ -34922,24 +35970,25 @@ DATA dwordsffff0000<>+56(SB)/4, $0xffff0000
 DATA dwordsffff0000<>+60(SB)/4, $0xffff0000
 GLOBL dwordsffff0000<>(SB), RODATA|NOPTR, $64
 
-// func colsBF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·colsBF16AVX2x4(SB), NOSPLIT, $0-48
+// func colsBF16AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·colsBF16AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few0
 
@@ -34984,10 +36033,16 @@ four0:
 	VFMADD231PS  Y4, Y5, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four0
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -35014,10 +36069,15 @@ one0:
 	VFMADD231PS  Y4, Y5, Y2
 	VBROADCASTSS 4(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000008, DX
-	SUBQ         $0x02, CX
-	JGT          one0
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -35035,15 +36095,16 @@ end0:
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU 32(DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few1
 
@@ -35088,10 +36149,16 @@ four1:
 	VFMADD231PS  Y4, Y5, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         $0x00000080, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four1
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near1_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four1
 
 few1:
 	ADDQ $0x04, CX
@@ -35118,10 +36185,15 @@ one1:
 	VFMADD231PS  Y4, Y5, Y2
 	VBROADCASTSS 4(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y5, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000008, DX
-	SUBQ         $0x02, CX
-	JGT          one1
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8192(AX)
+
+near1_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one1
 
 end1:
 	MOVQ    dst+0(FP), AX
@@ -35136,9 +36208,9 @@ end1:
 	VZEROUPPER
 	RET
 
-// func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsInt8AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·colsInt8AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsInt8AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -35184,7 +36256,7 @@ four0:
 	VBROADCASTSS 12(DX), Y10
 	VFMADD231PS  Y10, Y8, Y6
 	VFMADD231PS  Y10, Y9, Y7
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000040, AX
 	ADDQ         $0x00000010, DX
 	SUBQ         $0x04, CX
@@ -35202,7 +36274,7 @@ one0:
 	VBROADCASTSS (DX), Y10
 	VFMADD231PS  Y10, Y8, Y0
 	VFMADD231PS  Y10, Y9, Y1
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000010, AX
 	ADDQ         $0x00000004, DX
 	SUBQ         $0x01, CX
@@ -35222,24 +36294,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·colsInt8AVX2x4(SB), NOSPLIT, $0-48
+// func colsInt8AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·colsInt8AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few0
 
@@ -35284,10 +36357,15 @@ four0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four0
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+
+near0_1:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -35304,10 +36382,15 @@ one0:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000010, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one0
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -35325,15 +36408,16 @@ end0:
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU 32(DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few1
 
@@ -35378,10 +36462,15 @@ four1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000040, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four1
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+
+near1_1:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four1
 
 few1:
 	ADDQ $0x04, CX
@@ -35398,10 +36487,15 @@ one1:
 	VFMADD231PS  Y5, Y4, Y2
 	VBROADCASTSS (DX)(SI*1), Y5
 	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000010, AX
-	ADDQ         $0x00000004, DX
-	SUBQ         $0x01, CX
-	JGT          one1
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8192(AX)
+
+near1_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one1
 
 end1:
 	MOVQ    dst+0(FP), AX
@@ -35416,9 +36510,9 @@ end1:
 	VZEROUPPER
 	RET
 
-// func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsInt4AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, FMA3, MMX+
-TEXT ·colsInt4AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsInt4AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -35488,7 +36582,7 @@ four0:
 	VBROADCASTSS 12(DX), Y9
 	VFMADD231PS  Y9, Y12, Y6
 	VFMADD231PS  Y9, Y8, Y7
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000020, AX
 	ADDQ         $0x00000010, DX
 	SUBQ         $0x04, CX
@@ -35525,7 +36619,7 @@ one0:
 	VBROADCASTSS 4(DX), Y9
 	VFMADD231PS  Y9, Y12, Y2
 	VFMADD231PS  Y9, Y8, Y3
-	PREFETCHT0   4096(AX)
+	PREFETCHT0   8192(AX)
 	ADDQ         $0x00000010, AX
 	ADDQ         $0x00000008, DX
 	SUBQ         $0x02, CX
@@ -35581,24 +36675,25 @@ DATA sign<>+56(SB)/4, $0x80000000
 DATA sign<>+60(SB)/4, $0x80000000
 GLOBL sign<>(SB), RODATA|NOPTR, $64
 
-// func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·colsInt4AVX2x4(SB), NOSPLIT, $0-48
+// func colsInt4AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·colsInt4AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few0
 
@@ -35655,10 +36750,15 @@ four0:
 	VFMADD231PS  Y4, Y6, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y6, Y3
-	ADDQ         $0x00000020, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four0
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+
+near0_1:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -35691,10 +36791,15 @@ one0:
 	VFMADD231PS  Y4, Y6, Y2
 	VBROADCASTSS 4(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y6, Y3
-	ADDQ         $0x00000010, AX
-	ADDQ         $0x00000008, DX
-	SUBQ         $0x02, CX
-	JGT          one0
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -35712,15 +36817,16 @@ end0:
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU 32(DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU 32(DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU 32(R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU 32(R8), Y3
 	SUBQ    $0x04, CX
 	JLT     few1
 
@@ -35777,10 +36883,15 @@ four1:
 	VFMADD231PS  Y4, Y6, Y2
 	VBROADCASTSS 12(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y6, Y3
-	ADDQ         $0x00000020, AX
-	ADDQ         $0x00000010, DX
-	SUBQ         $0x04, CX
-	JGE          four1
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+
+near1_1:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four1
 
 few1:
 	ADDQ $0x04, CX
@@ -35813,10 +36924,15 @@ one1:
 	VFMADD231PS  Y4, Y6, Y2
 	VBROADCASTSS 4(DX)(SI*1), Y4
 	VFMADD231PS  Y4, Y6, Y3
-	ADDQ         $0x00000010, AX
-	ADDQ         $0x00000008, DX
-	SUBQ         $0x02, CX
-	JGT          one1
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8192(AX)
+
+near1_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one1
 
 end1:
 	MOVQ    dst+0(FP), AX
@@ -35831,9 +36947,9 @@ end1:
 	VZEROUPPER
 	RET
 
-// func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF8_E4M3AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·colsF8_E4M3AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsF8_E4M3AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -35863,7 +36979,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS (DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4096(AX)
 	VPMOVSXBW    80(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -35900,7 +37015,8 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 12(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4160(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
 	VPMOVSXBW    128(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -35949,7 +37065,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 28(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4224(AX)
+	PREFETCHT0   8320(AX)
 	VPMOVSXBW    192(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -35998,7 +37114,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 44(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8384(AX)
 	VPMOVSXBW    256(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36047,7 +37163,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 60(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8448(AX)
 	VPMOVSXBW    320(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36084,7 +37200,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 72(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4416(AX)
 	VPMOVSXBW    368(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36097,6 +37212,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 76(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8512(AX)
 	VPMOVSXBW    384(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36133,7 +37249,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 88(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4480(AX)
 	VPMOVSXBW    432(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36146,6 +37261,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 92(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8576(AX)
 	VPMOVSXBW    448(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36182,7 +37298,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 104(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4544(AX)
 	VPMOVSXBW    496(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36195,6 +37310,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 108(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8640(AX)
 	VPMOVSXBW    512(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36231,7 +37347,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 120(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4608(AX)
 	VPMOVSXBW    560(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36244,6 +37359,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 124(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8704(AX)
 	VPMOVSXBW    576(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36268,7 +37384,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 132(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4672(AX)
 	VPMOVSXBW    608(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36293,6 +37408,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 140(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8768(AX)
 	VPMOVSXBW    640(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36317,7 +37433,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 148(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4736(AX)
 	VPMOVSXBW    672(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36342,6 +37457,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 156(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8832(AX)
 	VPMOVSXBW    704(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36366,7 +37482,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 164(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4800(AX)
 	VPMOVSXBW    736(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36391,6 +37506,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 172(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8896(AX)
 	VPMOVSXBW    768(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36415,7 +37531,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 180(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4864(AX)
 	VPMOVSXBW    800(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36440,6 +37555,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 188(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8960(AX)
 	VPMOVSXBW    832(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36452,7 +37568,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 192(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4928(AX)
 	VPMOVSXBW    848(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36489,6 +37604,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 204(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9024(AX)
 	VPMOVSXBW    896(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36501,7 +37617,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 208(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4992(AX)
 	VPMOVSXBW    912(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36538,6 +37653,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 220(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9088(AX)
 	VPMOVSXBW    960(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36550,7 +37666,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 224(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   5056(AX)
 	VPMOVSXBW    976(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36587,6 +37702,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 236(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9152(AX)
 	VPMOVSXBW    1024(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36599,7 +37715,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 240(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   5120(AX)
 	VPMOVSXBW    1040(AX), X10
 	VPSLLW       $0x07, X10, X10
 	VPAND        eightBits<>+0(SB), X10, X10
@@ -36636,6 +37751,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 252(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9216(AX)
 	VMOVDQU      (AX), Y10
 	VMULPS       eightFactor<>+0(SB), Y10, Y10
 	VADDPS       Y4, Y2, Y2
@@ -36695,24 +37811,25 @@ DATA eightFactor<>+56(SB)/4, $0x43800000
 DATA eightFactor<>+60(SB)/4, $0x43800000
 GLOBL eightFactor<>(SB), RODATA|NOPTR, $64
 
-// func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·colsF8_E4M3AVX2x4(SB), NOSPLIT, $0-48
+// func colsF8_E4M3AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·colsF8_E4M3AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VPXOR        Y4, Y4, Y4
@@ -36767,6 +37884,12 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 12(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near0_1:
 	VPMOVSXBW    128(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -36815,6 +37938,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 28(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8320(AX)
+
+near0_2:
 	VPMOVSXBW    192(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -36863,6 +37991,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 44(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8384(AX)
+
+near0_3:
 	VPMOVSXBW    256(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -36911,6 +38044,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 60(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   8448(AX)
+
+near0_4:
 	VPMOVSXBW    320(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -36959,6 +38097,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 76(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   8512(AX)
+
+near0_5:
 	VPMOVSXBW    384(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37007,6 +38150,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 92(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   8576(AX)
+
+near0_6:
 	VPMOVSXBW    448(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37055,6 +38203,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 108(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   8640(AX)
+
+near0_7:
 	VPMOVSXBW    512(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37103,6 +38256,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 124(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   8704(AX)
+
+near0_8:
 	VPMOVSXBW    576(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37151,6 +38309,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 140(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_9
+	PREFETCHT0   8768(AX)
+
+near0_9:
 	VPMOVSXBW    640(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37199,6 +38362,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 156(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_10
+	PREFETCHT0   8832(AX)
+
+near0_10:
 	VPMOVSXBW    704(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37247,6 +38415,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 172(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_11
+	PREFETCHT0   8896(AX)
+
+near0_11:
 	VPMOVSXBW    768(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37295,6 +38468,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 188(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_12
+	PREFETCHT0   8960(AX)
+
+near0_12:
 	VPMOVSXBW    832(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37343,6 +38521,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 204(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_13
+	PREFETCHT0   9024(AX)
+
+near0_13:
 	VPMOVSXBW    896(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37391,6 +38574,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 220(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_14
+	PREFETCHT0   9088(AX)
+
+near0_14:
 	VPMOVSXBW    960(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37439,6 +38627,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 236(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_15
+	PREFETCHT0   9152(AX)
+
+near0_15:
 	VPMOVSXBW    1024(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37487,40 +38680,46 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 252(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	VMOVDQU      (AX), Y8
-	VMULPS       eightFactor<>+0(SB), Y8, Y8
-	VFMADD231PS  Y8, Y4, Y0
-	VFMADD231PS  Y8, Y5, Y1
-	VFMADD231PS  Y8, Y6, Y2
-	VFMADD231PS  Y8, Y7, Y3
-	ADDQ         $0x00000440, AX
-	ADDQ         $0x00000100, DX
-	SUBQ         $0x40, CX
-	JG           block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         cols+40(FP), CX
-	MOVQ         x+24(FP), DX
-	MOVQ         xstride+32(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_16
+	PREFETCHT0   9216(AX)
+
+near0_16:
+	VMOVDQU     (AX), Y8
+	VMULPS      eightFactor<>+0(SB), Y8, Y8
+	VFMADD231PS Y8, Y4, Y0
+	VFMADD231PS Y8, Y5, Y1
+	VFMADD231PS Y8, Y6, Y2
+	VFMADD231PS Y8, Y7, Y3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Y0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y3, (AX)
+	MOVQ        w+16(FP), AX
+	MOVQ        cols+40(FP), CX
+	MOVQ        x+24(FP), DX
+	MOVQ        xstride+32(FP), BX
+	SHLQ        $0x02, BX
+	LEAQ        (BX)(BX*2), SI
+	MOVQ        ahead+48(FP), DI
+	MOVQ        dst+0(FP), R8
+	MOVQ        stride+8(FP), R9
+	VMOVDQU     32(R8), Y0
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y1
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y2
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y3
 
 block1:
 	VPXOR        Y4, Y4, Y4
@@ -37575,6 +38774,12 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 12(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near1_1:
 	VPMOVSXBW    136(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37623,6 +38828,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 28(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8320(AX)
+
+near1_2:
 	VPMOVSXBW    200(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37671,6 +38881,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 44(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8384(AX)
+
+near1_3:
 	VPMOVSXBW    264(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37719,6 +38934,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 60(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   8448(AX)
+
+near1_4:
 	VPMOVSXBW    328(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37767,6 +38987,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 76(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   8512(AX)
+
+near1_5:
 	VPMOVSXBW    392(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37815,6 +39040,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 92(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   8576(AX)
+
+near1_6:
 	VPMOVSXBW    456(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37863,6 +39093,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 108(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   8640(AX)
+
+near1_7:
 	VPMOVSXBW    520(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37911,6 +39146,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 124(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   8704(AX)
+
+near1_8:
 	VPMOVSXBW    584(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -37959,6 +39199,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 140(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_9
+	PREFETCHT0   8768(AX)
+
+near1_9:
 	VPMOVSXBW    648(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38007,6 +39252,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 156(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_10
+	PREFETCHT0   8832(AX)
+
+near1_10:
 	VPMOVSXBW    712(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38055,6 +39305,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 172(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_11
+	PREFETCHT0   8896(AX)
+
+near1_11:
 	VPMOVSXBW    776(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38103,6 +39358,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 188(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_12
+	PREFETCHT0   8960(AX)
+
+near1_12:
 	VPMOVSXBW    840(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38151,6 +39411,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 204(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_13
+	PREFETCHT0   9024(AX)
+
+near1_13:
 	VPMOVSXBW    904(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38199,6 +39464,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 220(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_14
+	PREFETCHT0   9088(AX)
+
+near1_14:
 	VPMOVSXBW    968(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38247,6 +39517,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 236(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_15
+	PREFETCHT0   9152(AX)
+
+near1_15:
 	VPMOVSXBW    1032(AX), X8
 	VPSLLW       $0x07, X8, X8
 	VPAND        eightBits<>+0(SB), X8, X8
@@ -38295,31 +39570,36 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 252(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	VMOVDQU      32(AX), Y8
-	VMULPS       eightFactor<>+0(SB), Y8, Y8
-	VFMADD231PS  Y8, Y4, Y0
-	VFMADD231PS  Y8, Y5, Y1
-	VFMADD231PS  Y8, Y6, Y2
-	VFMADD231PS  Y8, Y7, Y3
-	ADDQ         $0x00000440, AX
-	ADDQ         $0x00000100, DX
-	SUBQ         $0x40, CX
-	JG           block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_16
+	PREFETCHT0   9216(AX)
+
+near1_16:
+	VMOVDQU     32(AX), Y8
+	VMULPS      eightFactor<>+0(SB), Y8, Y8
+	VFMADD231PS Y8, Y4, Y0
+	VFMADD231PS Y8, Y5, Y1
+	VFMADD231PS Y8, Y6, Y2
+	VFMADD231PS Y8, Y7, Y3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block1
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Y0, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y1, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y2, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF8_E5M2AVX2x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, F16C, FMA3, MMX+
-TEXT ·colsF8_E5M2AVX2x1(SB), NOSPLIT, $0-48
+TEXT ·colsF8_E5M2AVX2x1(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
@@ -38347,7 +39627,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS (DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4096(AX)
 	VPMOVZXBW    80(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38378,7 +39657,8 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 12(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4160(AX)
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
 	VPMOVZXBW    128(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38419,7 +39699,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 28(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4224(AX)
+	PREFETCHT0   8320(AX)
 	VPMOVZXBW    192(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38460,7 +39740,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 44(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4288(AX)
+	PREFETCHT0   8384(AX)
 	VPMOVZXBW    256(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38501,7 +39781,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 60(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
-	PREFETCHT0   4352(AX)
+	PREFETCHT0   8448(AX)
 	VPMOVZXBW    320(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38532,7 +39812,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 72(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4416(AX)
 	VPMOVZXBW    368(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38543,6 +39822,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 76(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8512(AX)
 	VPMOVZXBW    384(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38573,7 +39853,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 88(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4480(AX)
 	VPMOVZXBW    432(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38584,6 +39863,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 92(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8576(AX)
 	VPMOVZXBW    448(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38614,7 +39894,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 104(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4544(AX)
 	VPMOVZXBW    496(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38625,6 +39904,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 108(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8640(AX)
 	VPMOVZXBW    512(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38655,7 +39935,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 120(DX), Y11
 	VFMADD231PS  Y11, Y10, Y7
-	PREFETCHT0   4608(AX)
 	VPMOVZXBW    560(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38666,6 +39945,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 124(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8704(AX)
 	VPMOVZXBW    576(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38686,7 +39966,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 132(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4672(AX)
 	VPMOVZXBW    608(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38707,6 +39986,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 140(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8768(AX)
 	VPMOVZXBW    640(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38727,7 +40007,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 148(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4736(AX)
 	VPMOVZXBW    672(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38748,6 +40027,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 156(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8832(AX)
 	VPMOVZXBW    704(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38768,7 +40048,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 164(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4800(AX)
 	VPMOVZXBW    736(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38789,6 +40068,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 172(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8896(AX)
 	VPMOVZXBW    768(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38809,7 +40089,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 180(DX), Y11
 	VFMADD231PS  Y11, Y10, Y5
-	PREFETCHT0   4864(AX)
 	VPMOVZXBW    800(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38830,6 +40109,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 188(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   8960(AX)
 	VPMOVZXBW    832(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38840,7 +40120,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 192(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4928(AX)
 	VPMOVZXBW    848(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38871,6 +40150,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 204(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9024(AX)
 	VPMOVZXBW    896(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38881,7 +40161,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 208(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   4992(AX)
 	VPMOVZXBW    912(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38912,6 +40191,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 220(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9088(AX)
 	VPMOVZXBW    960(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38922,7 +40202,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 224(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   5056(AX)
 	VPMOVZXBW    976(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38953,6 +40232,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 236(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9152(AX)
 	VPMOVZXBW    1024(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38963,7 +40243,6 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 240(DX), Y11
 	VFMADD231PS  Y11, Y10, Y3
-	PREFETCHT0   5120(AX)
 	VPMOVZXBW    1040(AX), X10
 	VPSLLW       $0x08, X10, X10
 	VCVTPH2PS    X10, Y10
@@ -38994,6 +40273,7 @@ block0:
 	VCVTPH2PS    X10, Y10
 	VBROADCASTSS 252(DX), Y11
 	VFMADD231PS  Y11, Y10, Y9
+	PREFETCHT0   9216(AX)
 	VMOVDQU      (AX), Y10
 	VADDPS       Y4, Y2, Y2
 	VADDPS       Y6, Y2, Y2
@@ -39015,24 +40295,25 @@ block0:
 	VZEROUPPER
 	RET
 
-// func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, F16C, FMA3
-TEXT ·colsF8_E5M2AVX2x4(SB), NOSPLIT, $0-48
+// func colsF8_E5M2AVX2x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·colsF8_E5M2AVX2x4(SB), NOSPLIT, $0-56
 	MOVQ    w+16(FP), AX
 	MOVQ    cols+40(FP), CX
 	MOVQ    x+24(FP), DX
 	MOVQ    xstride+32(FP), BX
 	SHLQ    $0x02, BX
 	LEAQ    (BX)(BX*2), SI
-	MOVQ    dst+0(FP), DI
-	MOVQ    stride+8(FP), R8
-	VMOVDQU (DI), Y0
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y1
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y2
-	LEAQ    (DI)(R8*4), DI
-	VMOVDQU (DI), Y3
+	MOVQ    ahead+48(FP), DI
+	MOVQ    dst+0(FP), R8
+	MOVQ    stride+8(FP), R9
+	VMOVDQU (R8), Y0
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y1
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y2
+	LEAQ    (R8)(R9*4), R8
+	VMOVDQU (R8), Y3
 
 block0:
 	VPXOR        Y4, Y4, Y4
@@ -39083,6 +40364,12 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 12(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near0_1:
 	VPMOVZXBW    128(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39127,6 +40414,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 28(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_2
+	PREFETCHT0   8320(AX)
+
+near0_2:
 	VPMOVZXBW    192(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39171,6 +40463,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 44(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_3
+	PREFETCHT0   8384(AX)
+
+near0_3:
 	VPMOVZXBW    256(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39215,6 +40512,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 60(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_4
+	PREFETCHT0   8448(AX)
+
+near0_4:
 	VPMOVZXBW    320(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39259,6 +40561,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 76(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_5
+	PREFETCHT0   8512(AX)
+
+near0_5:
 	VPMOVZXBW    384(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39303,6 +40610,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 92(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_6
+	PREFETCHT0   8576(AX)
+
+near0_6:
 	VPMOVZXBW    448(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39347,6 +40659,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 108(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_7
+	PREFETCHT0   8640(AX)
+
+near0_7:
 	VPMOVZXBW    512(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39391,6 +40708,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 124(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_8
+	PREFETCHT0   8704(AX)
+
+near0_8:
 	VPMOVZXBW    576(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39435,6 +40757,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 140(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_9
+	PREFETCHT0   8768(AX)
+
+near0_9:
 	VPMOVZXBW    640(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39479,6 +40806,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 156(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_10
+	PREFETCHT0   8832(AX)
+
+near0_10:
 	VPMOVZXBW    704(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39523,6 +40855,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 172(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_11
+	PREFETCHT0   8896(AX)
+
+near0_11:
 	VPMOVZXBW    768(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39567,6 +40904,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 188(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_12
+	PREFETCHT0   8960(AX)
+
+near0_12:
 	VPMOVZXBW    832(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39611,6 +40953,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 204(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_13
+	PREFETCHT0   9024(AX)
+
+near0_13:
 	VPMOVZXBW    896(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39655,6 +41002,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 220(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_14
+	PREFETCHT0   9088(AX)
+
+near0_14:
 	VPMOVZXBW    960(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39699,6 +41051,11 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 236(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near0_15
+	PREFETCHT0   9152(AX)
+
+near0_15:
 	VPMOVZXBW    1024(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39743,39 +41100,45 @@ block0:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 252(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	VMOVDQU      (AX), Y8
-	VFMADD231PS  Y8, Y4, Y0
-	VFMADD231PS  Y8, Y5, Y1
-	VFMADD231PS  Y8, Y6, Y2
-	VFMADD231PS  Y8, Y7, Y3
-	ADDQ         $0x00000440, AX
-	ADDQ         $0x00000100, DX
-	SUBQ         $0x40, CX
-	JG           block0
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, (AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, (AX)
-	MOVQ         w+16(FP), AX
-	MOVQ         cols+40(FP), CX
-	MOVQ         x+24(FP), DX
-	MOVQ         xstride+32(FP), BX
-	SHLQ         $0x02, BX
-	LEAQ         (BX)(BX*2), SI
-	MOVQ         dst+0(FP), DI
-	MOVQ         stride+8(FP), R8
-	VMOVDQU      32(DI), Y0
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y1
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y2
-	LEAQ         (DI)(R8*4), DI
-	VMOVDQU      32(DI), Y3
+	TESTQ        DI, DI
+	JZ           near0_16
+	PREFETCHT0   9216(AX)
+
+near0_16:
+	VMOVDQU     (AX), Y8
+	VFMADD231PS Y8, Y4, Y0
+	VFMADD231PS Y8, Y5, Y1
+	VFMADD231PS Y8, Y6, Y2
+	VFMADD231PS Y8, Y7, Y3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Y0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y3, (AX)
+	MOVQ        w+16(FP), AX
+	MOVQ        cols+40(FP), CX
+	MOVQ        x+24(FP), DX
+	MOVQ        xstride+32(FP), BX
+	SHLQ        $0x02, BX
+	LEAQ        (BX)(BX*2), SI
+	MOVQ        ahead+48(FP), DI
+	MOVQ        dst+0(FP), R8
+	MOVQ        stride+8(FP), R9
+	VMOVDQU     32(R8), Y0
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y1
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y2
+	LEAQ        (R8)(R9*4), R8
+	VMOVDQU     32(R8), Y3
 
 block1:
 	VPXOR        Y4, Y4, Y4
@@ -39826,6 +41189,12 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 12(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_1
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+
+near1_1:
 	VPMOVZXBW    136(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39870,6 +41239,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 28(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_2
+	PREFETCHT0   8320(AX)
+
+near1_2:
 	VPMOVZXBW    200(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39914,6 +41288,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 44(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_3
+	PREFETCHT0   8384(AX)
+
+near1_3:
 	VPMOVZXBW    264(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -39958,6 +41337,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 60(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_4
+	PREFETCHT0   8448(AX)
+
+near1_4:
 	VPMOVZXBW    328(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40002,6 +41386,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 76(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_5
+	PREFETCHT0   8512(AX)
+
+near1_5:
 	VPMOVZXBW    392(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40046,6 +41435,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 92(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_6
+	PREFETCHT0   8576(AX)
+
+near1_6:
 	VPMOVZXBW    456(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40090,6 +41484,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 108(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_7
+	PREFETCHT0   8640(AX)
+
+near1_7:
 	VPMOVZXBW    520(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40134,6 +41533,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 124(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_8
+	PREFETCHT0   8704(AX)
+
+near1_8:
 	VPMOVZXBW    584(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40178,6 +41582,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 140(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_9
+	PREFETCHT0   8768(AX)
+
+near1_9:
 	VPMOVZXBW    648(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40222,6 +41631,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 156(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_10
+	PREFETCHT0   8832(AX)
+
+near1_10:
 	VPMOVZXBW    712(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40266,6 +41680,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 172(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_11
+	PREFETCHT0   8896(AX)
+
+near1_11:
 	VPMOVZXBW    776(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40310,6 +41729,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 188(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_12
+	PREFETCHT0   8960(AX)
+
+near1_12:
 	VPMOVZXBW    840(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40354,6 +41778,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 204(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_13
+	PREFETCHT0   9024(AX)
+
+near1_13:
 	VPMOVZXBW    904(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40398,6 +41827,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 220(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_14
+	PREFETCHT0   9088(AX)
+
+near1_14:
 	VPMOVZXBW    968(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40442,6 +41876,11 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 236(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
+	TESTQ        DI, DI
+	JZ           near1_15
+	PREFETCHT0   9152(AX)
+
+near1_15:
 	VPMOVZXBW    1032(AX), X8
 	VPSLLW       $0x08, X8, X8
 	VCVTPH2PS    X8, Y8
@@ -40486,30 +41925,35 @@ block1:
 	VFMADD231PS  Y9, Y8, Y6
 	VBROADCASTSS 252(DX)(SI*1), Y9
 	VFMADD231PS  Y9, Y8, Y7
-	VMOVDQU      32(AX), Y8
-	VFMADD231PS  Y8, Y4, Y0
-	VFMADD231PS  Y8, Y5, Y1
-	VFMADD231PS  Y8, Y6, Y2
-	VFMADD231PS  Y8, Y7, Y3
-	ADDQ         $0x00000440, AX
-	ADDQ         $0x00000100, DX
-	SUBQ         $0x40, CX
-	JG           block1
-	MOVQ         dst+0(FP), AX
-	MOVQ         stride+8(FP), CX
-	VMOVUPS      Y0, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y1, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y2, 32(AX)
-	LEAQ         (AX)(CX*4), AX
-	VMOVUPS      Y3, 32(AX)
+	TESTQ        DI, DI
+	JZ           near1_16
+	PREFETCHT0   9216(AX)
+
+near1_16:
+	VMOVDQU     32(AX), Y8
+	VFMADD231PS Y8, Y4, Y0
+	VFMADD231PS Y8, Y5, Y1
+	VFMADD231PS Y8, Y6, Y2
+	VFMADD231PS Y8, Y7, Y3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block1
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Y0, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y1, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y2, 32(AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Y3, 32(AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ4_0AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_0AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -40556,11 +42000,11 @@ block0:
 	VCVTDQ2PS        Z11, Z11
 	VMULPS           Z10, Z11, Z11
 	VFMADD231PS.BCST (DX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -40573,23 +42017,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ4_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_0AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ4_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_0AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -40662,49 +42107,59 @@ block0:
 	VCVTDQ2PS        Z13, Z13
 	VMULPS           Z12, Z13, Z13
 	VFMADD231PS.BCST 12(DX), Z13, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000120, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_0AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ4_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_0AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -40825,35 +42280,44 @@ block0:
 	VCVTDQ2PS        Z17, Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 28(DX), Z17, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000120, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ3_0AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_0AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -40933,10 +42397,10 @@ block0:
 	VCVTDQ2PS        Z11, Z11
 	VMULPS           Z2, Z11, Z11
 	VFMADD231PS.BCST (DX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -40949,23 +42413,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_0AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ3_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_0AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -41071,49 +42536,58 @@ block0:
 	VCVTDQ2PS        Z13, Z13
 	VMULPS           Z4, Z13, Z13
 	VFMADD231PS.BCST 12(DX), Z13, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x000000e0, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x000000e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_0AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ3_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_0AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -41267,35 +42741,43 @@ block0:
 	VCVTDQ2PS        Z17, Z17
 	VMULPS           Z8, Z17, Z17
 	VFMADD231PS.BCST 28(DX), Z17, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x000000e0, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x000000e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ3_1AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_1AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -41377,10 +42859,10 @@ block0:
 	VMULPS           Z2, Z12, Z12
 	VFMADD231PS.BCST (DX), Z12, Z0
 	VFMADD231PS.BCST (BX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -41393,23 +42875,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_1AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ3_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_1AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -41520,49 +43003,58 @@ block0:
 	VMULPS           Z5, Z15, Z15
 	VFMADD231PS.BCST 12(DX), Z15, Z3
 	VFMADD231PS.BCST 12(BX), Z14, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000100, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000100, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_1AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ3_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_1AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -41725,35 +43217,43 @@ block0:
 	VMULPS           Z9, Z19, Z19
 	VFMADD231PS.BCST 28(DX), Z19, Z7
 	VFMADD231PS.BCST 28(BX), Z18, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000100, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000100, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ4_1AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_1AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -41802,11 +43302,11 @@ block0:
 	VMULPS           Z10, Z12, Z12
 	VFMADD231PS.BCST (DX), Z12, Z0
 	VFMADD231PS.BCST (BX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -41819,23 +43319,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ4_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_1AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ4_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_1AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -41913,49 +43414,59 @@ block0:
 	VMULPS           Z13, Z15, Z15
 	VFMADD231PS.BCST 12(DX), Z15, Z3
 	VFMADD231PS.BCST 12(BX), Z14, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000140, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000140, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_1AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ4_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_1AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -42085,35 +43596,44 @@ block0:
 	VMULPS           Z17, Z19, Z19
 	VFMADD231PS.BCST 28(DX), Z19, Z7
 	VFMADD231PS.BCST 28(BX), Z18, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000140, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000140, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ5_0AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_0AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -42208,12 +43728,12 @@ block0:
 	VCVTDQ2PS        Z11, Z11
 	VMULPS           Z2, Z11, Z11
 	VFMADD231PS.BCST (DX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
-	PREFETCHT0       4416(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -42226,23 +43746,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ5_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotQ5_0AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ5_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_0AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -42363,49 +43884,60 @@ block0:
 	VCVTDQ2PS        Z13, Z13
 	VMULPS           Z4, Z13, Z13
 	VFMADD231PS.BCST 12(DX), Z13, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000160, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000160, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotQ5_0AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ5_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_0AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -42574,35 +44106,45 @@ block0:
 	VCVTDQ2PS        Z17, Z17
 	VMULPS           Z8, Z17, Z17
 	VFMADD231PS.BCST 28(DX), Z17, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000160, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000160, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_1AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ5_1AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_1AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -42699,12 +44241,12 @@ block0:
 	VMULPS           Z2, Z12, Z12
 	VFMADD231PS.BCST (DX), Z12, Z0
 	VFMADD231PS.BCST (BX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
-	PREFETCHT0       4416(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -42717,23 +44259,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ5_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotQ5_1AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ5_1AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_1AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -42859,49 +44402,60 @@ block0:
 	VMULPS           Z5, Z15, Z15
 	VFMADD231PS.BCST 12(DX), Z15, Z3
 	VFMADD231PS.BCST 12(BX), Z14, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000180, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000180, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotQ5_1AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ5_1AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_1AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -43079,35 +44633,45 @@ block0:
 	VMULPS           Z9, Z19, Z19
 	VFMADD231PS.BCST 28(DX), Z19, Z7
 	VFMADD231PS.BCST 28(BX), Z18, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000180, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000180, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ8_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ8_0AVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ8_0AVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ8_0AVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -43142,15 +44706,15 @@ block0:
 	VCVTDQ2PS        Z11, Z11
 	VMULPS           Z10, Z11, Z11
 	VFMADD231PS.BCST (DX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
-	PREFETCHT0       4416(AX)
-	PREFETCHT0       4480(AX)
-	PREFETCHT0       4544(AX)
-	PREFETCHT0       4608(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -43163,23 +44727,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ8_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ8_0AVX512x4(SB), NOSPLIT, $0-56
+// func dotQ8_0AVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ8_0AVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -43240,49 +44805,63 @@ block0:
 	VCVTDQ2PS        Z13, Z13
 	VMULPS           Z12, Z13, Z13
 	VFMADD231PS.BCST 12(DX), Z13, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000220, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000220, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ8_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ8_0AVX512x8(SB), NOSPLIT, $0-56
+// func dotQ8_0AVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ8_0AVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -43391,35 +44970,48 @@ block0:
 	VCVTDQ2PS        Z17, Z17
 	VMULPS           Z16, Z17, Z17
 	VFMADD231PS.BCST 28(DX), Z17, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000220, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000220, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_NLAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotIQ4_NLAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotIQ4_NLAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotIQ4_NLAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -43482,11 +45074,11 @@ block0:
 	VCVTDQ2PS        Z11, Z11
 	VMULPS           Z2, Z11, Z11
 	VFMADD231PS.BCST (DX), Z11, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
 	ADDQ             $0x00000020, CX
 	ADDQ             $0x00000004, DX
 	ADDQ             $0x00000004, BX
@@ -43499,23 +45091,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotIQ4_NLAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotIQ4_NLAVX512x4(SB), NOSPLIT, $0-56
+// func dotIQ4_NLAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotIQ4_NLAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -43604,49 +45197,59 @@ block0:
 	VCVTDQ2PS        Z13, Z13
 	VMULPS           Z4, Z13, Z13
 	VFMADD231PS.BCST 12(DX), Z13, Z3
-	ADDQ             $0x00000080, CX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, BX
-	ADDQ             $0x00000120, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000080, CX
+	ADDQ    $0x00000010, DX
+	ADDQ    $0x00000010, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_NLAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotIQ4_NLAVX512x8(SB), NOSPLIT, $0-56
+// func dotIQ4_NLAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotIQ4_NLAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -43783,35 +45386,44 @@ block0:
 	VCVTDQ2PS        Z17, Z17
 	VMULPS           Z8, Z17, Z17
 	VFMADD231PS.BCST 28(DX), Z17, Z7
-	ADDQ             $0x00000100, CX
-	ADDQ             $0x00000020, DX
-	ADDQ             $0x00000020, BX
-	ADDQ             $0x00000120, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000020, DX
+	ADDQ    $0x00000020, BX
+	ADDQ    $0x00000120, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_XSAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotIQ4_XSAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotIQ4_XSAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotIQ4_XSAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -43883,11 +45495,11 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST (DX), Z2, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
 	VMOVDQU32        384(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -43949,10 +45561,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 4(DX), Z2, Z0
-	PREFETCHT0       4416(AX)
-	PREFETCHT0       4480(AX)
-	PREFETCHT0       4544(AX)
-	PREFETCHT0       4608(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
 	VMOVDQU32        640(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44013,10 +45625,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 8(DX), Z2, Z0
-	PREFETCHT0       4672(AX)
-	PREFETCHT0       4736(AX)
-	PREFETCHT0       4800(AX)
-	PREFETCHT0       4864(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
 	VMOVDQU32        896(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44078,10 +45690,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 12(DX), Z2, Z0
-	PREFETCHT0       4928(AX)
-	PREFETCHT0       4992(AX)
-	PREFETCHT0       5056(AX)
-	PREFETCHT0       5120(AX)
+	PREFETCHT0       9024(AX)
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
 	VMOVDQU32        1152(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44143,11 +45755,11 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 16(DX), Z2, Z0
-	PREFETCHT0       5184(AX)
-	PREFETCHT0       5248(AX)
-	PREFETCHT0       5312(AX)
-	PREFETCHT0       5376(AX)
-	PREFETCHT0       5440(AX)
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
 	VMOVDQU32        1408(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44209,10 +45821,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 20(DX), Z2, Z0
-	PREFETCHT0       5504(AX)
-	PREFETCHT0       5568(AX)
-	PREFETCHT0       5632(AX)
-	PREFETCHT0       5696(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
 	VMOVDQU32        1664(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44274,10 +45886,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 24(DX), Z2, Z0
-	PREFETCHT0       5760(AX)
-	PREFETCHT0       5824(AX)
-	PREFETCHT0       5888(AX)
-	PREFETCHT0       5952(AX)
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
 	VMOVDQU32        1920(AX), Z2
 	VPANDD           bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32        levels<>+0(SB), Z3
@@ -44339,10 +45951,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VMULPS           Z11, Z2, Z2
 	VFMADD231PS.BCST 28(DX), Z2, Z0
-	PREFETCHT0       6016(AX)
-	PREFETCHT0       6080(AX)
-	PREFETCHT0       6144(AX)
-	PREFETCHT0       6208(AX)
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
+	PREFETCHT0       10304(AX)
 	ADDQ             $0x00000100, CX
 	ADDQ             $0x00000020, DX
 	ADDQ             $0x00000020, BX
@@ -44355,23 +45967,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotIQ4_XSAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotIQ4_XSAVX512x4(SB), NOSPLIT, $0-56
+// func dotIQ4_XSAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotIQ4_XSAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -44469,6 +46082,15 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 12(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
 	VMOVDQU32        384(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -44564,6 +46186,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 28(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+
+near0_2:
 	VMOVDQU32        640(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -44658,6 +46288,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 44(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+
+near0_3:
 	VMOVDQU32        896(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -44753,6 +46391,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 60(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       9024(AX)
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+
+near0_4:
 	VMOVDQU32        1152(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -44848,6 +46494,15 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 76(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
+
+near0_5:
 	VMOVDQU32        1408(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -44943,6 +46598,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 92(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
+
+near0_6:
 	VMOVDQU32        1664(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -45038,6 +46701,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 108(DX), Z4, Z3
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
+
+near0_7:
 	VMOVDQU32        1920(AX), Z4
 	VPANDD           bytes0f<>+0(SB), Z4, Z4
 	VMOVDQU32        levels<>+0(SB), Z5
@@ -45133,49 +46804,58 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VMULPS           Z13, Z4, Z4
 	VFMADD231PS.BCST 124(DX), Z4, Z3
-	ADDQ             $0x00000400, CX
-	ADDQ             $0x00000080, DX
-	ADDQ             $0x00000080, BX
-	ADDQ             $0x00000880, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
+	PREFETCHT0       10304(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000880, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotIQ4_XSAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI
-TEXT ·dotIQ4_XSAVX512x8(SB), NOSPLIT, $0-56
+// func dotIQ4_XSAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotIQ4_XSAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -45321,6 +47001,15 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 28(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+
+near0_1:
 	VMOVDQU32        384(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -45464,6 +47153,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 60(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+
+near0_2:
 	VMOVDQU32        640(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -45606,6 +47303,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 92(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+
+near0_3:
 	VMOVDQU32        896(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -45749,6 +47454,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 124(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       9024(AX)
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+
+near0_4:
 	VMOVDQU32        1152(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -45892,6 +47605,15 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 156(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
+
+near0_5:
 	VMOVDQU32        1408(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -46035,6 +47757,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 188(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
+
+near0_6:
 	VMOVDQU32        1664(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -46178,6 +47908,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 220(DX), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
+
+near0_7:
 	VMOVDQU32        1920(AX), Z8
 	VPANDD           bytes0f<>+0(SB), Z8, Z8
 	VMOVDQU32        levels<>+0(SB), Z9
@@ -46321,35 +48059,43 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VMULPS           Z17, Z8, Z8
 	VFMADD231PS.BCST 252(DX), Z8, Z7
-	ADDQ             $0x00000800, CX
-	ADDQ             $0x00000100, DX
-	ADDQ             $0x00000100, BX
-	ADDQ             $0x00000880, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
+	PREFETCHT0       10304(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000880, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ2_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ2_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ2_KAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ2_KAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -46421,9 +48167,9 @@ block0:
 	VFMADD231PS.BCST  (DX), Z10, Z0
 	VFNMADD231PS.BCST (BX), Z12, Z0
 	VFNMADD231PS.BCST 4(BX), Z14, Z0
-	PREFETCHT0        4096(AX)
-	PREFETCHT0        4160(AX)
-	PREFETCHT0        4224(AX)
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x02, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46493,9 +48239,9 @@ block0:
 	VFMADD231PS.BCST  4(DX), Z10, Z0
 	VFNMADD231PS.BCST 8(BX), Z12, Z0
 	VFNMADD231PS.BCST 12(BX), Z14, Z0
-	PREFETCHT0        4288(AX)
-	PREFETCHT0        4352(AX)
-	PREFETCHT0        4416(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46564,8 +48310,8 @@ block0:
 	VFMADD231PS.BCST  8(DX), Z10, Z0
 	VFNMADD231PS.BCST 16(BX), Z12, Z0
 	VFNMADD231PS.BCST 20(BX), Z14, Z0
-	PREFETCHT0        4480(AX)
-	PREFETCHT0        4544(AX)
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x06, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46635,9 +48381,9 @@ block0:
 	VFMADD231PS.BCST  12(DX), Z10, Z0
 	VFNMADD231PS.BCST 24(BX), Z12, Z0
 	VFNMADD231PS.BCST 28(BX), Z14, Z0
-	PREFETCHT0        4608(AX)
-	PREFETCHT0        4672(AX)
-	PREFETCHT0        4736(AX)
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
 	VMOVDQU32         768(AX), Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
 	VMOVDQU32         832(AX), Z3
@@ -46698,9 +48444,9 @@ block0:
 	VFMADD231PS.BCST  16(DX), Z10, Z0
 	VFNMADD231PS.BCST 32(BX), Z12, Z0
 	VFNMADD231PS.BCST 36(BX), Z14, Z0
-	PREFETCHT0        4800(AX)
-	PREFETCHT0        4864(AX)
-	PREFETCHT0        4928(AX)
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
 	VMOVDQU32         768(AX), Z2
 	VPSRLD            $0x02, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46770,8 +48516,8 @@ block0:
 	VFMADD231PS.BCST  20(DX), Z10, Z0
 	VFNMADD231PS.BCST 40(BX), Z12, Z0
 	VFNMADD231PS.BCST 44(BX), Z14, Z0
-	PREFETCHT0        4992(AX)
-	PREFETCHT0        5056(AX)
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
 	VMOVDQU32         768(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46840,9 +48586,9 @@ block0:
 	VFMADD231PS.BCST  24(DX), Z10, Z0
 	VFNMADD231PS.BCST 48(BX), Z12, Z0
 	VFNMADD231PS.BCST 52(BX), Z14, Z0
-	PREFETCHT0        5120(AX)
-	PREFETCHT0        5184(AX)
-	PREFETCHT0        5248(AX)
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
 	VMOVDQU32         768(AX), Z2
 	VPSRLD            $0x06, Z2, Z2
 	VPANDD            bytes03<>+0(SB), Z2, Z2
@@ -46912,8 +48658,8 @@ block0:
 	VFMADD231PS.BCST  28(DX), Z10, Z0
 	VFNMADD231PS.BCST 56(BX), Z12, Z0
 	VFNMADD231PS.BCST 60(BX), Z14, Z0
-	PREFETCHT0        5312(AX)
-	PREFETCHT0        5376(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
 	ADDQ              $0x00000100, CX
 	ADDQ              $0x00000020, DX
 	ADDQ              $0x00000040, BX
@@ -46926,23 +48672,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ2_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ2_KAVX512x4(SB), NOSPLIT, $0-56
+// func dotQ2_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ2_KAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -47053,6 +48800,13 @@ block0:
 	VFMADD231PS.BCST  12(DX), Z13, Z3
 	VFNMADD231PS.BCST 24(BX), Z15, Z3
 	VFNMADD231PS.BCST 28(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x02, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47169,6 +48923,13 @@ block0:
 	VFMADD231PS.BCST  28(DX), Z13, Z3
 	VFNMADD231PS.BCST 56(BX), Z15, Z3
 	VFNMADD231PS.BCST 60(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
+
+near0_2:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47284,6 +49045,12 @@ block0:
 	VFMADD231PS.BCST  44(DX), Z13, Z3
 	VFNMADD231PS.BCST 88(BX), Z15, Z3
 	VFNMADD231PS.BCST 92(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+
+near0_3:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x06, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47400,6 +49167,13 @@ block0:
 	VFMADD231PS.BCST  60(DX), Z13, Z3
 	VFNMADD231PS.BCST 120(BX), Z15, Z3
 	VFNMADD231PS.BCST 124(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+
+near0_4:
 	VMOVDQU32         768(AX), Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
 	VMOVDQU32         832(AX), Z6
@@ -47507,6 +49281,13 @@ block0:
 	VFMADD231PS.BCST  76(DX), Z13, Z3
 	VFNMADD231PS.BCST 152(BX), Z15, Z3
 	VFNMADD231PS.BCST 156(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+
+near0_5:
 	VMOVDQU32         768(AX), Z5
 	VPSRLD            $0x02, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47623,6 +49404,12 @@ block0:
 	VFMADD231PS.BCST  92(DX), Z13, Z3
 	VFNMADD231PS.BCST 184(BX), Z15, Z3
 	VFNMADD231PS.BCST 188(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+
+near0_6:
 	VMOVDQU32         768(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47738,6 +49525,13 @@ block0:
 	VFMADD231PS.BCST  108(DX), Z13, Z3
 	VFNMADD231PS.BCST 216(BX), Z15, Z3
 	VFNMADD231PS.BCST 220(BX), Z17, Z3
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
+
+near0_7:
 	VMOVDQU32         768(AX), Z5
 	VPSRLD            $0x06, Z5, Z5
 	VPANDD            bytes03<>+0(SB), Z5, Z5
@@ -47854,49 +49648,56 @@ block0:
 	VFMADD231PS.BCST  124(DX), Z13, Z3
 	VFNMADD231PS.BCST 248(BX), Z15, Z3
 	VFNMADD231PS.BCST 252(BX), Z17, Z3
-	ADDQ              $0x00000400, CX
-	ADDQ              $0x00000080, DX
-	ADDQ              $0x00000100, BX
-	ADDQ              $0x00000540, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000540, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ2_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ2_KAVX512x8(SB), NOSPLIT, $0-56
+// func dotQ2_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ2_KAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -48075,6 +49876,13 @@ block0:
 	VFMADD231PS.BCST  28(DX), Z17, Z7
 	VFNMADD231PS.BCST 56(BX), Z19, Z7
 	VFNMADD231PS.BCST 60(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x02, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -48259,6 +50067,13 @@ block0:
 	VFMADD231PS.BCST  60(DX), Z17, Z7
 	VFNMADD231PS.BCST 120(BX), Z19, Z7
 	VFNMADD231PS.BCST 124(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
+
+near0_2:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -48442,6 +50257,12 @@ block0:
 	VFMADD231PS.BCST  92(DX), Z17, Z7
 	VFNMADD231PS.BCST 184(BX), Z19, Z7
 	VFNMADD231PS.BCST 188(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+
+near0_3:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x06, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -48626,6 +50447,13 @@ block0:
 	VFMADD231PS.BCST  124(DX), Z17, Z7
 	VFNMADD231PS.BCST 248(BX), Z19, Z7
 	VFNMADD231PS.BCST 252(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+
+near0_4:
 	VMOVDQU32         768(AX), Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
 	VMOVDQU32         832(AX), Z10
@@ -48801,6 +50629,13 @@ block0:
 	VFMADD231PS.BCST  156(DX), Z17, Z7
 	VFNMADD231PS.BCST 312(BX), Z19, Z7
 	VFNMADD231PS.BCST 316(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+
+near0_5:
 	VMOVDQU32         768(AX), Z9
 	VPSRLD            $0x02, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -48985,6 +50820,12 @@ block0:
 	VFMADD231PS.BCST  188(DX), Z17, Z7
 	VFNMADD231PS.BCST 376(BX), Z19, Z7
 	VFNMADD231PS.BCST 380(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+
+near0_6:
 	VMOVDQU32         768(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -49168,6 +51009,13 @@ block0:
 	VFMADD231PS.BCST  220(DX), Z17, Z7
 	VFNMADD231PS.BCST 440(BX), Z19, Z7
 	VFNMADD231PS.BCST 444(BX), Z21, Z7
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
+
+near0_7:
 	VMOVDQU32         768(AX), Z9
 	VPSRLD            $0x06, Z9, Z9
 	VPANDD            bytes03<>+0(SB), Z9, Z9
@@ -49352,35 +51200,41 @@ block0:
 	VFMADD231PS.BCST  252(DX), Z17, Z7
 	VFNMADD231PS.BCST 504(BX), Z19, Z7
 	VFNMADD231PS.BCST 508(BX), Z21, Z7
-	ADDQ              $0x00000800, CX
-	ADDQ              $0x00000100, DX
-	ADDQ              $0x00000200, BX
-	ADDQ              $0x00000540, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z4, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z5, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z6, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z7, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000200, BX
+	ADDQ    $0x00000540, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ3_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ3_KAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ3_KAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -49480,10 +51334,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST (DX), Z12, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
 	VMOVDQU32        512(AX), Z2
 	VPSRLD           $0x02, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -49581,9 +51435,9 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 4(DX), Z12, Z0
-	PREFETCHT0       4352(AX)
-	PREFETCHT0       4416(AX)
-	PREFETCHT0       4480(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
 	VMOVDQU32        512(AX), Z2
 	VPSRLD           $0x04, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -49672,10 +51526,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 8(DX), Z12, Z0
-	PREFETCHT0       4544(AX)
-	PREFETCHT0       4608(AX)
-	PREFETCHT0       4672(AX)
-	PREFETCHT0       4736(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
 	VMOVDQU32        512(AX), Z2
 	VPSRLD           $0x06, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -49773,9 +51627,9 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 12(DX), Z12, Z0
-	PREFETCHT0       4800(AX)
-	PREFETCHT0       4864(AX)
-	PREFETCHT0       4928(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
 	VMOVDQU32        1024(AX), Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
 	VMOVDQU32        (AX), Z3
@@ -49864,10 +51718,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 16(DX), Z12, Z0
-	PREFETCHT0       4992(AX)
-	PREFETCHT0       5056(AX)
-	PREFETCHT0       5120(AX)
-	PREFETCHT0       5184(AX)
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
 	VMOVDQU32        1024(AX), Z2
 	VPSRLD           $0x02, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -49965,9 +51819,9 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 20(DX), Z12, Z0
-	PREFETCHT0       5248(AX)
-	PREFETCHT0       5312(AX)
-	PREFETCHT0       5376(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
 	VMOVDQU32        1024(AX), Z2
 	VPSRLD           $0x04, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -50065,10 +51919,10 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 24(DX), Z12, Z0
-	PREFETCHT0       5440(AX)
-	PREFETCHT0       5504(AX)
-	PREFETCHT0       5568(AX)
-	PREFETCHT0       5632(AX)
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
 	VMOVDQU32        1024(AX), Z2
 	VPSRLD           $0x06, Z2, Z2
 	VPANDD           bytes03<>+0(SB), Z2, Z2
@@ -50166,9 +52020,9 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 28(DX), Z12, Z0
-	PREFETCHT0       5696(AX)
-	PREFETCHT0       5760(AX)
-	PREFETCHT0       5824(AX)
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
 	ADDQ             $0x00000100, CX
 	ADDQ             $0x00000020, DX
 	ADDQ             $0x00000040, BX
@@ -50181,23 +52035,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ3_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_KAVX512x4(SB), NOSPLIT, $0-56
+// func dotQ3_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_KAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -50330,6 +52185,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 12(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
 	VMOVDQU32        512(AX), Z4
 	VPSRLD           $0x02, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -50468,6 +52331,13 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 28(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+
+near0_2:
 	VMOVDQU32        512(AX), Z4
 	VPSRLD           $0x04, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -50597,6 +52467,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 44(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+
+near0_3:
 	VMOVDQU32        512(AX), Z4
 	VPSRLD           $0x06, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -50735,6 +52613,13 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 60(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
+
+near0_4:
 	VMOVDQU32        1024(AX), Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
 	VMOVDQU32        (AX), Z5
@@ -50864,6 +52749,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 76(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
+
+near0_5:
 	VMOVDQU32        1024(AX), Z4
 	VPSRLD           $0x02, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -51002,6 +52895,13 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 92(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
+
+near0_6:
 	VMOVDQU32        1024(AX), Z4
 	VPSRLD           $0x04, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -51140,6 +53040,14 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 108(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+
+near0_7:
 	VMOVDQU32        1024(AX), Z4
 	VPSRLD           $0x06, Z4, Z4
 	VPANDD           bytes03<>+0(SB), Z4, Z4
@@ -51278,49 +53186,57 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 124(DX), Z14, Z3
-	ADDQ             $0x00000400, CX
-	ADDQ             $0x00000080, DX
-	ADDQ             $0x00000100, BX
-	ADDQ             $0x000006e0, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x000006e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ3_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ3_KAVX512x8(SB), NOSPLIT, $0-56
+// func dotQ3_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ3_KAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -51513,6 +53429,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 28(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
 	VMOVDQU32        512(AX), Z8
 	VPSRLD           $0x02, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -51711,6 +53635,13 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 60(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+
+near0_2:
 	VMOVDQU32        512(AX), Z8
 	VPSRLD           $0x04, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -51900,6 +53831,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 92(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+
+near0_3:
 	VMOVDQU32        512(AX), Z8
 	VPSRLD           $0x06, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -52098,6 +54037,13 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 124(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
+
+near0_4:
 	VMOVDQU32        1024(AX), Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
 	VMOVDQU32        (AX), Z9
@@ -52287,6 +54233,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 156(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
+
+near0_5:
 	VMOVDQU32        1024(AX), Z8
 	VPSRLD           $0x02, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -52485,6 +54439,13 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 188(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+	PREFETCHT0       9472(AX)
+
+near0_6:
 	VMOVDQU32        1024(AX), Z8
 	VPSRLD           $0x04, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -52683,6 +54644,14 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 220(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+
+near0_7:
 	VMOVDQU32        1024(AX), Z8
 	VPSRLD           $0x06, Z8, Z8
 	VPANDD           bytes03<>+0(SB), Z8, Z8
@@ -52881,35 +54850,42 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 252(DX), Z18, Z7
-	ADDQ             $0x00000800, CX
-	ADDQ             $0x00000100, DX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x000006e0, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
+	PREFETCHT0       9920(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000200, BX
+	ADDQ    $0x000006e0, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ4_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ4_KAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ4_KAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -52962,11 +54938,11 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  (DX), Z10, Z0
 	VFNMADD231PS.BCST (BX), Z12, Z0
-	PREFETCHT0        4096(AX)
-	PREFETCHT0        4160(AX)
-	PREFETCHT0        4224(AX)
-	PREFETCHT0        4288(AX)
-	PREFETCHT0        4352(AX)
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
@@ -53018,10 +54994,10 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  4(DX), Z10, Z0
 	VFNMADD231PS.BCST 4(BX), Z12, Z0
-	PREFETCHT0        4416(AX)
-	PREFETCHT0        4480(AX)
-	PREFETCHT0        4544(AX)
-	PREFETCHT0        4608(AX)
+	PREFETCHT0        8512(AX)
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
 	VMOVDQU32         768(AX), Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32         832(AX), Z3
@@ -53065,11 +55041,11 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  8(DX), Z10, Z0
 	VFNMADD231PS.BCST 8(BX), Z12, Z0
-	PREFETCHT0        4672(AX)
-	PREFETCHT0        4736(AX)
-	PREFETCHT0        4800(AX)
-	PREFETCHT0        4864(AX)
-	PREFETCHT0        4928(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
 	VMOVDQU32         768(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
@@ -53121,10 +55097,10 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  12(DX), Z10, Z0
 	VFNMADD231PS.BCST 12(BX), Z12, Z0
-	PREFETCHT0        4992(AX)
-	PREFETCHT0        5056(AX)
-	PREFETCHT0        5120(AX)
-	PREFETCHT0        5184(AX)
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
 	VMOVDQU32         1280(AX), Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32         1344(AX), Z3
@@ -53175,11 +55151,11 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  16(DX), Z10, Z0
 	VFNMADD231PS.BCST 16(BX), Z12, Z0
-	PREFETCHT0        5248(AX)
-	PREFETCHT0        5312(AX)
-	PREFETCHT0        5376(AX)
-	PREFETCHT0        5440(AX)
-	PREFETCHT0        5504(AX)
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
+	PREFETCHT0        9600(AX)
 	VMOVDQU32         1280(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
@@ -53239,10 +55215,10 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  20(DX), Z10, Z0
 	VFNMADD231PS.BCST 20(BX), Z12, Z0
-	PREFETCHT0        5568(AX)
-	PREFETCHT0        5632(AX)
-	PREFETCHT0        5696(AX)
-	PREFETCHT0        5760(AX)
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
 	VMOVDQU32         1792(AX), Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
 	VMOVDQU32         1856(AX), Z3
@@ -53294,11 +55270,11 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  24(DX), Z10, Z0
 	VFNMADD231PS.BCST 24(BX), Z12, Z0
-	PREFETCHT0        5824(AX)
-	PREFETCHT0        5888(AX)
-	PREFETCHT0        5952(AX)
-	PREFETCHT0        6016(AX)
-	PREFETCHT0        6080(AX)
+	PREFETCHT0        9920(AX)
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
 	VMOVDQU32         1792(AX), Z2
 	VPSRLD            $0x04, Z2, Z2
 	VPANDD            bytes0f<>+0(SB), Z2, Z2
@@ -53358,10 +55334,10 @@ block0:
 	VMULPS            Z11, Z10, Z10
 	VFMADD231PS.BCST  28(DX), Z10, Z0
 	VFNMADD231PS.BCST 28(BX), Z12, Z0
-	PREFETCHT0        6144(AX)
-	PREFETCHT0        6208(AX)
-	PREFETCHT0        6272(AX)
-	PREFETCHT0        6336(AX)
+	PREFETCHT0        10240(AX)
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
 	ADDQ              $0x00000100, CX
 	ADDQ              $0x00000020, DX
 	ADDQ              $0x00000020, BX
@@ -53374,23 +55350,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ4_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_KAVX512x4(SB), NOSPLIT, $0-56
+// func dotQ4_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_KAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -53472,6 +55449,15 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  12(DX), Z13, Z3
 	VFNMADD231PS.BCST 12(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
@@ -53560,6 +55546,14 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  28(DX), Z13, Z3
 	VFNMADD231PS.BCST 28(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8512(AX)
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
+
+near0_2:
 	VMOVDQU32         768(AX), Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
 	VMOVDQU32         832(AX), Z6
@@ -53640,6 +55634,15 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  44(DX), Z13, Z3
 	VFNMADD231PS.BCST 44(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+
+near0_3:
 	VMOVDQU32         768(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
@@ -53728,6 +55731,14 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  60(DX), Z13, Z3
 	VFNMADD231PS.BCST 60(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
+
+near0_4:
 	VMOVDQU32         1280(AX), Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
 	VMOVDQU32         1344(AX), Z6
@@ -53815,6 +55826,15 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  76(DX), Z13, Z3
 	VFNMADD231PS.BCST 76(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
+	PREFETCHT0        9600(AX)
+
+near0_5:
 	VMOVDQU32         1280(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
@@ -53911,6 +55931,14 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  92(DX), Z13, Z3
 	VFNMADD231PS.BCST 92(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
+
+near0_6:
 	VMOVDQU32         1792(AX), Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
 	VMOVDQU32         1856(AX), Z6
@@ -53999,6 +56027,15 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  108(DX), Z13, Z3
 	VFNMADD231PS.BCST 108(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        9920(AX)
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
+
+near0_7:
 	VMOVDQU32         1792(AX), Z5
 	VPSRLD            $0x04, Z5, Z5
 	VPANDD            bytes0f<>+0(SB), Z5, Z5
@@ -54095,49 +56132,58 @@ block0:
 	VMULPS            Z14, Z13, Z13
 	VFMADD231PS.BCST  124(DX), Z13, Z3
 	VFNMADD231PS.BCST 124(BX), Z15, Z3
-	ADDQ              $0x00000400, CX
-	ADDQ              $0x00000080, DX
-	ADDQ              $0x00000080, BX
-	ADDQ              $0x00000900, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        10240(AX)
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000900, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ4_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ4_KAVX512x8(SB), NOSPLIT, $0-56
+// func dotQ4_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ4_KAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -54271,6 +56317,15 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  28(DX), Z17, Z7
 	VFNMADD231PS.BCST 28(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
@@ -54411,6 +56466,14 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  60(DX), Z17, Z7
 	VFNMADD231PS.BCST 60(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8512(AX)
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
+
+near0_2:
 	VMOVDQU32         768(AX), Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
 	VMOVDQU32         832(AX), Z10
@@ -54543,6 +56606,15 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  92(DX), Z17, Z7
 	VFNMADD231PS.BCST 92(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+
+near0_3:
 	VMOVDQU32         768(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
@@ -54683,6 +56755,14 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  124(DX), Z17, Z7
 	VFNMADD231PS.BCST 124(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
+	PREFETCHT0        9280(AX)
+
+near0_4:
 	VMOVDQU32         1280(AX), Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
 	VMOVDQU32         1344(AX), Z10
@@ -54822,6 +56902,15 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  156(DX), Z17, Z7
 	VFNMADD231PS.BCST 156(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
+	PREFETCHT0        9600(AX)
+
+near0_5:
 	VMOVDQU32         1280(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
@@ -54970,6 +57059,14 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  188(DX), Z17, Z7
 	VFNMADD231PS.BCST 188(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
+
+near0_6:
 	VMOVDQU32         1792(AX), Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
 	VMOVDQU32         1856(AX), Z10
@@ -55110,6 +57207,15 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  220(DX), Z17, Z7
 	VFNMADD231PS.BCST 220(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        9920(AX)
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
+
+near0_7:
 	VMOVDQU32         1792(AX), Z9
 	VPSRLD            $0x04, Z9, Z9
 	VPANDD            bytes0f<>+0(SB), Z9, Z9
@@ -55258,35 +57364,43 @@ block0:
 	VMULPS            Z18, Z17, Z17
 	VFMADD231PS.BCST  252(DX), Z17, Z7
 	VFNMADD231PS.BCST 252(BX), Z19, Z7
-	ADDQ              $0x00000800, CX
-	ADDQ              $0x00000100, DX
-	ADDQ              $0x00000100, BX
-	ADDQ              $0x00000900, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z4, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z5, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z6, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z7, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        10240(AX)
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000900, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ5_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ5_KAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ5_KAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -55371,12 +57485,12 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  (DX), Z2, Z0
 	VFNMADD231PS.BCST (BX), Z12, Z0
-	PREFETCHT0        4096(AX)
-	PREFETCHT0        4160(AX)
-	PREFETCHT0        4224(AX)
-	PREFETCHT0        4288(AX)
-	PREFETCHT0        4352(AX)
-	PREFETCHT0        4416(AX)
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSLLD            $0x03, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55460,11 +57574,11 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  4(DX), Z2, Z0
 	VFNMADD231PS.BCST 4(BX), Z12, Z0
-	PREFETCHT0        4480(AX)
-	PREFETCHT0        4544(AX)
-	PREFETCHT0        4608(AX)
-	PREFETCHT0        4672(AX)
-	PREFETCHT0        4736(AX)
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSLLD            $0x02, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55540,12 +57654,12 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  8(DX), Z2, Z0
 	VFNMADD231PS.BCST 8(BX), Z12, Z0
-	PREFETCHT0        4800(AX)
-	PREFETCHT0        4864(AX)
-	PREFETCHT0        4928(AX)
-	PREFETCHT0        4992(AX)
-	PREFETCHT0        5056(AX)
-	PREFETCHT0        5120(AX)
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSLLD            $0x01, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55629,11 +57743,11 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  12(DX), Z2, Z0
 	VFNMADD231PS.BCST 12(BX), Z12, Z0
-	PREFETCHT0        5184(AX)
-	PREFETCHT0        5248(AX)
-	PREFETCHT0        5312(AX)
-	PREFETCHT0        5376(AX)
-	PREFETCHT0        5440(AX)
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
 	VMOVDQU32         256(AX), Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
 	VMOVDQU32         1792(AX), Z3
@@ -55708,12 +57822,12 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  16(DX), Z2, Z0
 	VFNMADD231PS.BCST 16(BX), Z12, Z0
-	PREFETCHT0        5504(AX)
-	PREFETCHT0        5568(AX)
-	PREFETCHT0        5632(AX)
-	PREFETCHT0        5696(AX)
-	PREFETCHT0        5760(AX)
-	PREFETCHT0        5824(AX)
+	PREFETCHT0        9600(AX)
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
+	PREFETCHT0        9920(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x01, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55805,11 +57919,11 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  20(DX), Z2, Z0
 	VFNMADD231PS.BCST 20(BX), Z12, Z0
-	PREFETCHT0        5888(AX)
-	PREFETCHT0        5952(AX)
-	PREFETCHT0        6016(AX)
-	PREFETCHT0        6080(AX)
-	PREFETCHT0        6144(AX)
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
+	PREFETCHT0        10240(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x02, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55893,12 +58007,12 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  24(DX), Z2, Z0
 	VFNMADD231PS.BCST 24(BX), Z12, Z0
-	PREFETCHT0        6208(AX)
-	PREFETCHT0        6272(AX)
-	PREFETCHT0        6336(AX)
-	PREFETCHT0        6400(AX)
-	PREFETCHT0        6464(AX)
-	PREFETCHT0        6528(AX)
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
+	PREFETCHT0        10496(AX)
+	PREFETCHT0        10560(AX)
+	PREFETCHT0        10624(AX)
 	VMOVDQU32         256(AX), Z2
 	VPSRLD            $0x03, Z2, Z2
 	VPANDD            bytes10<>+0(SB), Z2, Z2
@@ -55990,11 +58104,11 @@ block0:
 	VMULPS            Z11, Z2, Z2
 	VFMADD231PS.BCST  28(DX), Z2, Z0
 	VFNMADD231PS.BCST 28(BX), Z12, Z0
-	PREFETCHT0        6592(AX)
-	PREFETCHT0        6656(AX)
-	PREFETCHT0        6720(AX)
-	PREFETCHT0        6784(AX)
-	PREFETCHT0        6848(AX)
+	PREFETCHT0        10688(AX)
+	PREFETCHT0        10752(AX)
+	PREFETCHT0        10816(AX)
+	PREFETCHT0        10880(AX)
+	PREFETCHT0        10944(AX)
 	ADDQ              $0x00000100, CX
 	ADDQ              $0x00000020, DX
 	ADDQ              $0x00000020, BX
@@ -56007,23 +58121,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ5_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ5_KAVX512x4(SB), NOSPLIT, $0-56
+// func dotQ5_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_KAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -56137,6 +58252,16 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  12(DX), Z5, Z3
 	VFNMADD231PS.BCST 12(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z5
 	VPSLLD            $0x03, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56257,6 +58382,15 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  28(DX), Z5, Z3
 	VFNMADD231PS.BCST 28(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+
+near0_2:
 	VMOVDQU32         256(AX), Z5
 	VPSLLD            $0x02, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56369,6 +58503,16 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  44(DX), Z5, Z3
 	VFNMADD231PS.BCST 44(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
+
+near0_3:
 	VMOVDQU32         256(AX), Z5
 	VPSLLD            $0x01, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56489,6 +58633,15 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  60(DX), Z5, Z3
 	VFNMADD231PS.BCST 60(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
+
+near0_4:
 	VMOVDQU32         256(AX), Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
 	VMOVDQU32         1792(AX), Z6
@@ -56600,6 +58753,16 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  76(DX), Z5, Z3
 	VFNMADD231PS.BCST 76(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        9600(AX)
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
+	PREFETCHT0        9920(AX)
+
+near0_5:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x01, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56728,6 +58891,15 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  92(DX), Z5, Z3
 	VFNMADD231PS.BCST 92(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
+	PREFETCHT0        10240(AX)
+
+near0_6:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x02, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56848,6 +59020,16 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  108(DX), Z5, Z3
 	VFNMADD231PS.BCST 108(BX), Z15, Z3
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
+	PREFETCHT0        10496(AX)
+	PREFETCHT0        10560(AX)
+	PREFETCHT0        10624(AX)
+
+near0_7:
 	VMOVDQU32         256(AX), Z5
 	VPSRLD            $0x03, Z5, Z5
 	VPANDD            bytes10<>+0(SB), Z5, Z5
@@ -56976,49 +59158,59 @@ block0:
 	VMULPS            Z14, Z5, Z5
 	VFMADD231PS.BCST  124(DX), Z5, Z3
 	VFNMADD231PS.BCST 124(BX), Z15, Z3
-	ADDQ              $0x00000400, CX
-	ADDQ              $0x00000080, DX
-	ADDQ              $0x00000080, BX
-	ADDQ              $0x00000b00, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        10688(AX)
+	PREFETCHT0        10752(AX)
+	PREFETCHT0        10816(AX)
+	PREFETCHT0        10880(AX)
+	PREFETCHT0        10944(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000080, BX
+	ADDQ    $0x00000b00, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ5_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ5_KAVX512x8(SB), NOSPLIT, $0-56
+// func dotQ5_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ5_KAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -57184,6 +59376,16 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  28(DX), Z9, Z7
 	VFNMADD231PS.BCST 28(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_1
+	PREFETCHT0        8192(AX)
+	PREFETCHT0        8256(AX)
+	PREFETCHT0        8320(AX)
+	PREFETCHT0        8384(AX)
+	PREFETCHT0        8448(AX)
+	PREFETCHT0        8512(AX)
+
+near0_1:
 	VMOVDQU32         256(AX), Z9
 	VPSLLD            $0x03, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -57356,6 +59558,15 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  60(DX), Z9, Z7
 	VFNMADD231PS.BCST 60(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_2
+	PREFETCHT0        8576(AX)
+	PREFETCHT0        8640(AX)
+	PREFETCHT0        8704(AX)
+	PREFETCHT0        8768(AX)
+	PREFETCHT0        8832(AX)
+
+near0_2:
 	VMOVDQU32         256(AX), Z9
 	VPSLLD            $0x02, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -57520,6 +59731,16 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  92(DX), Z9, Z7
 	VFNMADD231PS.BCST 92(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_3
+	PREFETCHT0        8896(AX)
+	PREFETCHT0        8960(AX)
+	PREFETCHT0        9024(AX)
+	PREFETCHT0        9088(AX)
+	PREFETCHT0        9152(AX)
+	PREFETCHT0        9216(AX)
+
+near0_3:
 	VMOVDQU32         256(AX), Z9
 	VPSLLD            $0x01, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -57692,6 +59913,15 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  124(DX), Z9, Z7
 	VFNMADD231PS.BCST 124(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_4
+	PREFETCHT0        9280(AX)
+	PREFETCHT0        9344(AX)
+	PREFETCHT0        9408(AX)
+	PREFETCHT0        9472(AX)
+	PREFETCHT0        9536(AX)
+
+near0_4:
 	VMOVDQU32         256(AX), Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
 	VMOVDQU32         1792(AX), Z10
@@ -57855,6 +60085,16 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  156(DX), Z9, Z7
 	VFNMADD231PS.BCST 156(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_5
+	PREFETCHT0        9600(AX)
+	PREFETCHT0        9664(AX)
+	PREFETCHT0        9728(AX)
+	PREFETCHT0        9792(AX)
+	PREFETCHT0        9856(AX)
+	PREFETCHT0        9920(AX)
+
+near0_5:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x01, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -58035,6 +60275,15 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  188(DX), Z9, Z7
 	VFNMADD231PS.BCST 188(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_6
+	PREFETCHT0        9984(AX)
+	PREFETCHT0        10048(AX)
+	PREFETCHT0        10112(AX)
+	PREFETCHT0        10176(AX)
+	PREFETCHT0        10240(AX)
+
+near0_6:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x02, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -58207,6 +60456,16 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  220(DX), Z9, Z7
 	VFNMADD231PS.BCST 220(BX), Z19, Z7
+	TESTQ             DI, DI
+	JZ                near0_7
+	PREFETCHT0        10304(AX)
+	PREFETCHT0        10368(AX)
+	PREFETCHT0        10432(AX)
+	PREFETCHT0        10496(AX)
+	PREFETCHT0        10560(AX)
+	PREFETCHT0        10624(AX)
+
+near0_7:
 	VMOVDQU32         256(AX), Z9
 	VPSRLD            $0x03, Z9, Z9
 	VPANDD            bytes10<>+0(SB), Z9, Z9
@@ -58387,35 +60646,44 @@ block0:
 	VMULPS            Z18, Z9, Z9
 	VFMADD231PS.BCST  252(DX), Z9, Z7
 	VFNMADD231PS.BCST 252(BX), Z19, Z7
-	ADDQ              $0x00000800, CX
-	ADDQ              $0x00000100, DX
-	ADDQ              $0x00000100, BX
-	ADDQ              $0x00000b00, AX
-	DECQ              SI
-	JNZ               block0
-	MOVQ              dst+0(FP), AX
-	MOVQ              stride+8(FP), CX
-	VMOVUPS           Z0, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z1, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z2, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z3, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z4, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z5, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z6, (AX)
-	LEAQ              (AX)(CX*4), AX
-	VMOVUPS           Z7, (AX)
+	TESTQ             DI, DI
+	JZ                near0_8
+	PREFETCHT0        10688(AX)
+	PREFETCHT0        10752(AX)
+	PREFETCHT0        10816(AX)
+	PREFETCHT0        10880(AX)
+	PREFETCHT0        10944(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000b00, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ6_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+// func dotQ6_KAVX512x1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 // Requires: AVX, AVX512F, AVX512VNNI, MMX+
-TEXT ·dotQ6_KAVX512x1(SB), NOSPLIT, $0-56
+TEXT ·dotQ6_KAVX512x1(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
@@ -58506,13 +60774,13 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST (DX), Z12, Z0
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
-	PREFETCHT0       4352(AX)
-	PREFETCHT0       4416(AX)
-	PREFETCHT0       4480(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
 	VMOVDQU32        2048(AX), Z2
 	VPSLLD           $0x02, Z2, Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
@@ -58591,13 +60859,13 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 4(DX), Z12, Z0
-	PREFETCHT0       4544(AX)
-	PREFETCHT0       4608(AX)
-	PREFETCHT0       4672(AX)
-	PREFETCHT0       4736(AX)
-	PREFETCHT0       4800(AX)
-	PREFETCHT0       4864(AX)
-	PREFETCHT0       4928(AX)
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
 	VMOVDQU32        2048(AX), Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
 	VMOVDQU32        (AX), Z3
@@ -58677,12 +60945,12 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 8(DX), Z12, Z0
-	PREFETCHT0       4992(AX)
-	PREFETCHT0       5056(AX)
-	PREFETCHT0       5120(AX)
-	PREFETCHT0       5184(AX)
-	PREFETCHT0       5248(AX)
-	PREFETCHT0       5312(AX)
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
 	VMOVDQU32        2048(AX), Z2
 	VPSRLD           $0x02, Z2, Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
@@ -58769,13 +61037,13 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 12(DX), Z12, Z0
-	PREFETCHT0       5376(AX)
-	PREFETCHT0       5440(AX)
-	PREFETCHT0       5504(AX)
-	PREFETCHT0       5568(AX)
-	PREFETCHT0       5632(AX)
-	PREFETCHT0       5696(AX)
-	PREFETCHT0       5760(AX)
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
 	VMOVDQU32        2560(AX), Z2
 	VPSLLD           $0x04, Z2, Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
@@ -58855,12 +61123,12 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 16(DX), Z12, Z0
-	PREFETCHT0       5824(AX)
-	PREFETCHT0       5888(AX)
-	PREFETCHT0       5952(AX)
-	PREFETCHT0       6016(AX)
-	PREFETCHT0       6080(AX)
-	PREFETCHT0       6144(AX)
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
 	VMOVDQU32        2560(AX), Z2
 	VPSLLD           $0x02, Z2, Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
@@ -58939,13 +61207,13 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 20(DX), Z12, Z0
-	PREFETCHT0       6208(AX)
-	PREFETCHT0       6272(AX)
-	PREFETCHT0       6336(AX)
-	PREFETCHT0       6400(AX)
-	PREFETCHT0       6464(AX)
-	PREFETCHT0       6528(AX)
-	PREFETCHT0       6592(AX)
+	PREFETCHT0       10304(AX)
+	PREFETCHT0       10368(AX)
+	PREFETCHT0       10432(AX)
+	PREFETCHT0       10496(AX)
+	PREFETCHT0       10560(AX)
+	PREFETCHT0       10624(AX)
+	PREFETCHT0       10688(AX)
 	VMOVDQU32        2560(AX), Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
 	VMOVDQU32        1024(AX), Z3
@@ -59025,12 +61293,12 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 24(DX), Z12, Z0
-	PREFETCHT0       6656(AX)
-	PREFETCHT0       6720(AX)
-	PREFETCHT0       6784(AX)
-	PREFETCHT0       6848(AX)
-	PREFETCHT0       6912(AX)
-	PREFETCHT0       6976(AX)
+	PREFETCHT0       10752(AX)
+	PREFETCHT0       10816(AX)
+	PREFETCHT0       10880(AX)
+	PREFETCHT0       10944(AX)
+	PREFETCHT0       11008(AX)
+	PREFETCHT0       11072(AX)
 	VMOVDQU32        2560(AX), Z2
 	VPSRLD           $0x02, Z2, Z2
 	VPANDD           bytes30<>+0(SB), Z2, Z2
@@ -59117,13 +61385,13 @@ block0:
 	VCVTDQ2PS        Z2, Z2
 	VFMADD231PS      Z11, Z2, Z12
 	VFMADD231PS.BCST 28(DX), Z12, Z0
-	PREFETCHT0       7040(AX)
-	PREFETCHT0       7104(AX)
-	PREFETCHT0       7168(AX)
-	PREFETCHT0       7232(AX)
-	PREFETCHT0       7296(AX)
-	PREFETCHT0       7360(AX)
-	PREFETCHT0       7424(AX)
+	PREFETCHT0       11136(AX)
+	PREFETCHT0       11200(AX)
+	PREFETCHT0       11264(AX)
+	PREFETCHT0       11328(AX)
+	PREFETCHT0       11392(AX)
+	PREFETCHT0       11456(AX)
+	PREFETCHT0       11520(AX)
 	ADDQ             $0x00000100, CX
 	ADDQ             $0x00000020, DX
 	ADDQ             $0x00000040, BX
@@ -59136,23 +61404,24 @@ block0:
 	VZEROUPPER
 	RET
 
-// func dotQ6_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ6_KAVX512x4(SB), NOSPLIT, $0-56
+// func dotQ6_KAVX512x4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ6_KAVX512x4(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	VPXORD    Z4, Z4, Z4
 
 block0:
@@ -59276,6 +61545,17 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 12(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+
+near0_1:
 	VMOVDQU32        2048(AX), Z4
 	VPSLLD           $0x02, Z4, Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
@@ -59395,6 +61675,17 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 28(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
+
+near0_2:
 	VMOVDQU32        2048(AX), Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
 	VMOVDQU32        (AX), Z5
@@ -59515,6 +61806,16 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 44(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+
+near0_3:
 	VMOVDQU32        2048(AX), Z4
 	VPSRLD           $0x02, Z4, Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
@@ -59642,6 +61943,17 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 60(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
+
+near0_4:
 	VMOVDQU32        2560(AX), Z4
 	VPSLLD           $0x04, Z4, Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
@@ -59762,6 +62074,16 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 76(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
+
+near0_5:
 	VMOVDQU32        2560(AX), Z4
 	VPSLLD           $0x02, Z4, Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
@@ -59881,6 +62203,17 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 92(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       10304(AX)
+	PREFETCHT0       10368(AX)
+	PREFETCHT0       10432(AX)
+	PREFETCHT0       10496(AX)
+	PREFETCHT0       10560(AX)
+	PREFETCHT0       10624(AX)
+	PREFETCHT0       10688(AX)
+
+near0_6:
 	VMOVDQU32        2560(AX), Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
 	VMOVDQU32        1024(AX), Z5
@@ -60001,6 +62334,16 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 108(DX), Z14, Z3
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       10752(AX)
+	PREFETCHT0       10816(AX)
+	PREFETCHT0       10880(AX)
+	PREFETCHT0       10944(AX)
+	PREFETCHT0       11008(AX)
+	PREFETCHT0       11072(AX)
+
+near0_7:
 	VMOVDQU32        2560(AX), Z4
 	VPSRLD           $0x02, Z4, Z4
 	VPANDD           bytes30<>+0(SB), Z4, Z4
@@ -60128,49 +62471,61 @@ block0:
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS      Z13, Z4, Z14
 	VFMADD231PS.BCST 124(DX), Z14, Z3
-	ADDQ             $0x00000400, CX
-	ADDQ             $0x00000080, DX
-	ADDQ             $0x00000100, BX
-	ADDQ             $0x00000d20, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       11136(AX)
+	PREFETCHT0       11200(AX)
+	PREFETCHT0       11264(AX)
+	PREFETCHT0       11328(AX)
+	PREFETCHT0       11392(AX)
+	PREFETCHT0       11456(AX)
+	PREFETCHT0       11520(AX)
+
+near0_8:
+	ADDQ    $0x00000400, CX
+	ADDQ    $0x00000080, DX
+	ADDQ    $0x00000100, BX
+	ADDQ    $0x00000d20, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func dotQ6_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-// Requires: AVX, AVX512F, AVX512VNNI
-TEXT ·dotQ6_KAVX512x8(SB), NOSPLIT, $0-56
+// func dotQ6_KAVX512x8(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+// Requires: AVX, AVX512F, AVX512VNNI, MMX+
+TEXT ·dotQ6_KAVX512x8(SB), NOSPLIT, $0-64
 	MOVQ      w+16(FP), AX
 	MOVQ      q+24(FP), CX
 	MOVQ      d+32(FP), DX
 	MOVQ      s+40(FP), BX
 	MOVQ      blocks+48(FP), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z4
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z5
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z6
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z7
+	MOVQ      ahead+56(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z4
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z5
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z6
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z7
 	VPXORD    Z8, Z8, Z8
 
 block0:
@@ -60354,6 +62709,17 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 28(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+	PREFETCHT0       8448(AX)
+	PREFETCHT0       8512(AX)
+	PREFETCHT0       8576(AX)
+
+near0_1:
 	VMOVDQU32        2048(AX), Z8
 	VPSLLD           $0x02, Z8, Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
@@ -60533,6 +62899,17 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 60(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8640(AX)
+	PREFETCHT0       8704(AX)
+	PREFETCHT0       8768(AX)
+	PREFETCHT0       8832(AX)
+	PREFETCHT0       8896(AX)
+	PREFETCHT0       8960(AX)
+	PREFETCHT0       9024(AX)
+
+near0_2:
 	VMOVDQU32        2048(AX), Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
 	VMOVDQU32        (AX), Z9
@@ -60713,6 +63090,16 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 92(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       9088(AX)
+	PREFETCHT0       9152(AX)
+	PREFETCHT0       9216(AX)
+	PREFETCHT0       9280(AX)
+	PREFETCHT0       9344(AX)
+	PREFETCHT0       9408(AX)
+
+near0_3:
 	VMOVDQU32        2048(AX), Z8
 	VPSRLD           $0x02, Z8, Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
@@ -60900,6 +63287,17 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 124(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       9472(AX)
+	PREFETCHT0       9536(AX)
+	PREFETCHT0       9600(AX)
+	PREFETCHT0       9664(AX)
+	PREFETCHT0       9728(AX)
+	PREFETCHT0       9792(AX)
+	PREFETCHT0       9856(AX)
+
+near0_4:
 	VMOVDQU32        2560(AX), Z8
 	VPSLLD           $0x04, Z8, Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
@@ -61080,6 +63478,16 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 156(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       9920(AX)
+	PREFETCHT0       9984(AX)
+	PREFETCHT0       10048(AX)
+	PREFETCHT0       10112(AX)
+	PREFETCHT0       10176(AX)
+	PREFETCHT0       10240(AX)
+
+near0_5:
 	VMOVDQU32        2560(AX), Z8
 	VPSLLD           $0x02, Z8, Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
@@ -61259,6 +63667,17 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 188(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       10304(AX)
+	PREFETCHT0       10368(AX)
+	PREFETCHT0       10432(AX)
+	PREFETCHT0       10496(AX)
+	PREFETCHT0       10560(AX)
+	PREFETCHT0       10624(AX)
+	PREFETCHT0       10688(AX)
+
+near0_6:
 	VMOVDQU32        2560(AX), Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
 	VMOVDQU32        1024(AX), Z9
@@ -61439,6 +63858,16 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 220(DX), Z18, Z7
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       10752(AX)
+	PREFETCHT0       10816(AX)
+	PREFETCHT0       10880(AX)
+	PREFETCHT0       10944(AX)
+	PREFETCHT0       11008(AX)
+	PREFETCHT0       11072(AX)
+
+near0_7:
 	VMOVDQU32        2560(AX), Z8
 	VPSRLD           $0x02, Z8, Z8
 	VPANDD           bytes30<>+0(SB), Z8, Z8
@@ -61626,35 +64055,46 @@ block0:
 	VCVTDQ2PS        Z8, Z8
 	VFMADD231PS      Z17, Z8, Z18
 	VFMADD231PS.BCST 252(DX), Z18, Z7
-	ADDQ             $0x00000800, CX
-	ADDQ             $0x00000100, DX
-	ADDQ             $0x00000200, BX
-	ADDQ             $0x00000d20, AX
-	DECQ             SI
-	JNZ              block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       11136(AX)
+	PREFETCHT0       11200(AX)
+	PREFETCHT0       11264(AX)
+	PREFETCHT0       11328(AX)
+	PREFETCHT0       11392(AX)
+	PREFETCHT0       11456(AX)
+	PREFETCHT0       11520(AX)
+
+near0_8:
+	ADDQ    $0x00000800, CX
+	ADDQ    $0x00000100, DX
+	ADDQ    $0x00000200, BX
+	ADDQ    $0x00000d20, AX
+	DECQ    SI
+	JNZ     block0
+	MOVQ    dst+0(FP), AX
+	MOVQ    stride+8(FP), CX
+	VMOVUPS Z0, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z1, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z2, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z3, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z4, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z5, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z6, (AX)
+	LEAQ    (AX)(CX*4), AX
+	VMOVUPS Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func colsF32AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF32AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·colsF32AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsF32AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -61676,10 +64116,10 @@ four0:
 	VFMADD231PS.BCST 8(DX), Z4, Z2
 	VMOVDQU32        192(AX), Z4
 	VFMADD231PS.BCST 12(DX), Z4, Z3
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
-	PREFETCHT0       4224(AX)
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
 	ADDQ             $0x00000100, AX
 	ADDQ             $0x00000010, DX
 	SUBQ             $0x04, CX
@@ -61692,7 +64132,7 @@ few0:
 one0:
 	VMOVDQU32        (AX), Z4
 	VFMADD231PS.BCST (DX), Z4, Z0
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000040, AX
 	ADDQ             $0x00000004, DX
 	SUBQ             $0x01, CX
@@ -61708,24 +64148,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF32AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsF32AVX512x4(SB), NOSPLIT, $0-48
+// func colsF32AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsF32AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -61750,10 +64191,18 @@ four0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000100, AX
-	ADDQ             $0x00000010, DX
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ $0x00000100, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -61765,10 +64214,15 @@ one0:
 	VFMADD231PS.BCST (DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST (DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST (DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000004, DX
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -61783,9 +64237,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF32AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsF32AVX512x8(SB), NOSPLIT, $0-48
+// func colsF32AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsF32AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -61793,23 +64247,24 @@ TEXT ·colsF32AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -61850,11 +64305,19 @@ four0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000100, AX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, DI
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+	PREFETCHT0       8320(AX)
+	PREFETCHT0       8384(AX)
+
+near0_1:
+	ADDQ $0x00000100, AX
+	ADDQ $0x00000010, DX
+	ADDQ $0x00000010, DI
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -61870,11 +64333,16 @@ one0:
 	VFMADD231PS.BCST (DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST (DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST (DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000004, DX
-	ADDQ             $0x00000004, DI
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000004, DX
+	ADDQ $0x00000004, DI
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -61897,9 +64365,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·colsF16AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsF16AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -61921,8 +64389,8 @@ four0:
 	VFMADD231PS.BCST 8(DX), Z4, Z2
 	VCVTPH2PS        96(AX), Z4
 	VFMADD231PS.BCST 12(DX), Z4, Z3
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
 	ADDQ             $0x00000080, AX
 	ADDQ             $0x00000010, DX
 	SUBQ             $0x04, CX
@@ -61935,7 +64403,7 @@ few0:
 one0:
 	VCVTPH2PS        (AX), Z4
 	VFMADD231PS.BCST (DX), Z4, Z0
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000020, AX
 	ADDQ             $0x00000004, DX
 	SUBQ             $0x01, CX
@@ -61951,24 +64419,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsF16AVX512x4(SB), NOSPLIT, $0-48
+// func colsF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsF16AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -61993,10 +64462,16 @@ four0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000080, AX
-	ADDQ             $0x00000010, DX
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62008,10 +64483,15 @@ one0:
 	VFMADD231PS.BCST (DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST (DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST (DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000020, AX
-	ADDQ             $0x00000004, DX
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62026,9 +64506,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsF16AVX512x8(SB), NOSPLIT, $0-48
+// func colsF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsF16AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62036,23 +64516,24 @@ TEXT ·colsF16AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62093,11 +64574,17 @@ four0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000080, AX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, DI
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	ADDQ $0x00000010, DI
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62113,11 +64600,16 @@ one0:
 	VFMADD231PS.BCST (DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST (DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST (DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000020, AX
-	ADDQ             $0x00000004, DX
-	ADDQ             $0x00000004, DI
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000004, DX
+	ADDQ $0x00000004, DI
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62140,9 +64632,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsBF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsBF16AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·colsBF16AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsBF16AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62168,8 +64660,8 @@ four0:
 	VPANDD           dwordsffff0000<>+0(SB), Z5, Z5
 	VFMADD231PS.BCST 8(DX), Z4, Z2
 	VFMADD231PS.BCST 12(DX), Z5, Z3
-	PREFETCHT0       4096(AX)
-	PREFETCHT0       4160(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
 	ADDQ             $0x00000080, AX
 	ADDQ             $0x00000010, DX
 	SUBQ             $0x04, CX
@@ -62186,7 +64678,7 @@ one0:
 	VPANDD           dwordsffff0000<>+0(SB), Z5, Z5
 	VFMADD231PS.BCST (DX), Z4, Z0
 	VFMADD231PS.BCST 4(DX), Z5, Z1
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000040, AX
 	ADDQ             $0x00000008, DX
 	SUBQ             $0x02, CX
@@ -62202,24 +64694,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsBF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsBF16AVX512x4(SB), NOSPLIT, $0-48
+// func colsBF16AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsBF16AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62248,10 +64741,16 @@ four0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z5, Z1
 	VFMADD231PS.BCST 12(DX)(BX*2), Z5, Z2
 	VFMADD231PS.BCST 12(DX)(SI*1), Z5, Z3
-	ADDQ             $0x00000080, AX
-	ADDQ             $0x00000010, DX
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62270,10 +64769,15 @@ one0:
 	VFMADD231PS.BCST 4(DX)(BX*1), Z5, Z1
 	VFMADD231PS.BCST 4(DX)(BX*2), Z5, Z2
 	VFMADD231PS.BCST 4(DX)(SI*1), Z5, Z3
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000008, DX
-	SUBQ             $0x02, CX
-	JGT              one0
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62288,9 +64792,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsBF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsBF16AVX512x8(SB), NOSPLIT, $0-48
+// func colsBF16AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsBF16AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62298,23 +64802,24 @@ TEXT ·colsBF16AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62359,11 +64864,17 @@ four0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z9, Z5
 	VFMADD231PS.BCST 12(DI)(BX*2), Z9, Z6
 	VFMADD231PS.BCST 12(DI)(SI*1), Z9, Z7
-	ADDQ             $0x00000080, AX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, DI
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
+	ADDQ $0x00000080, AX
+	ADDQ $0x00000010, DX
+	ADDQ $0x00000010, DI
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62390,11 +64901,16 @@ one0:
 	VFMADD231PS.BCST 4(DI)(BX*1), Z9, Z5
 	VFMADD231PS.BCST 4(DI)(BX*2), Z9, Z6
 	VFMADD231PS.BCST 4(DI)(SI*1), Z9, Z7
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000008, DX
-	ADDQ             $0x00000008, DI
-	SUBQ             $0x02, CX
-	JGT              one0
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000008, DX
+	ADDQ $0x00000008, DI
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62417,9 +64933,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsInt8AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·colsInt8AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsInt8AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62445,7 +64961,7 @@ four0:
 	VPMOVSXBD        48(AX), Z4
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS.BCST 12(DX), Z4, Z3
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000040, AX
 	ADDQ             $0x00000010, DX
 	SUBQ             $0x04, CX
@@ -62459,7 +64975,7 @@ one0:
 	VPMOVSXBD        (AX), Z4
 	VCVTDQ2PS        Z4, Z4
 	VFMADD231PS.BCST (DX), Z4, Z0
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000010, AX
 	ADDQ             $0x00000004, DX
 	SUBQ             $0x01, CX
@@ -62475,24 +64991,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsInt8AVX512x4(SB), NOSPLIT, $0-48
+// func colsInt8AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt8AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62521,10 +65038,15 @@ four0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000010, DX
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+
+near0_1:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62537,10 +65059,15 @@ one0:
 	VFMADD231PS.BCST (DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST (DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST (DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000010, AX
-	ADDQ             $0x00000004, DX
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000004, DX
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62555,9 +65082,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsInt8AVX512x8(SB), NOSPLIT, $0-48
+// func colsInt8AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt8AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62565,23 +65092,24 @@ TEXT ·colsInt8AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62626,11 +65154,16 @@ four0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000040, AX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, DI
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+
+near0_1:
+	ADDQ $0x00000040, AX
+	ADDQ $0x00000010, DX
+	ADDQ $0x00000010, DI
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62647,11 +65180,16 @@ one0:
 	VFMADD231PS.BCST (DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST (DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST (DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000010, AX
-	ADDQ             $0x00000004, DX
-	ADDQ             $0x00000004, DI
-	SUBQ             $0x01, CX
-	JGT              one0
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000004, DX
+	ADDQ $0x00000004, DI
+	SUBQ $0x01, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62674,9 +65212,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsInt4AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX512F, MMX+
-TEXT ·colsInt4AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsInt4AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62706,7 +65244,7 @@ four0:
 	VPERMPS          Z6, Z4, Z4
 	VFMADD231PS.BCST 8(DX), Z5, Z2
 	VFMADD231PS.BCST 12(DX), Z4, Z3
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000020, AX
 	ADDQ             $0x00000010, DX
 	SUBQ             $0x04, CX
@@ -62725,7 +65263,7 @@ one0:
 	VPERMPS          Z6, Z4, Z4
 	VFMADD231PS.BCST (DX), Z5, Z0
 	VFMADD231PS.BCST 4(DX), Z4, Z1
-	PREFETCHT0       4096(AX)
+	PREFETCHT0       8192(AX)
 	ADDQ             $0x00000010, AX
 	ADDQ             $0x00000008, DX
 	SUBQ             $0x02, CX
@@ -62741,24 +65279,25 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsInt4AVX512x4(SB), NOSPLIT, $0-48
+// func colsInt4AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt4AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62791,10 +65330,15 @@ four0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST 12(DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST 12(DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000020, AX
-	ADDQ             $0x00000010, DX
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+
+near0_1:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000010, DX
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62815,10 +65359,15 @@ one0:
 	VFMADD231PS.BCST 4(DX)(BX*1), Z4, Z1
 	VFMADD231PS.BCST 4(DX)(BX*2), Z4, Z2
 	VFMADD231PS.BCST 4(DX)(SI*1), Z4, Z3
-	ADDQ             $0x00000010, AX
-	ADDQ             $0x00000008, DX
-	SUBQ             $0x02, CX
-	JGT              one0
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000008, DX
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62833,9 +65382,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX512F
-TEXT ·colsInt4AVX512x8(SB), NOSPLIT, $0-48
+// func colsInt4AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·colsInt4AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62843,23 +65392,24 @@ TEXT ·colsInt4AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 	SUBQ      $0x04, CX
 	JLT       few0
 
@@ -62908,11 +65458,16 @@ four0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000020, AX
-	ADDQ             $0x00000010, DX
-	ADDQ             $0x00000010, DI
-	SUBQ             $0x04, CX
-	JGE              four0
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+
+near0_1:
+	ADDQ $0x00000020, AX
+	ADDQ $0x00000010, DX
+	ADDQ $0x00000010, DI
+	SUBQ $0x04, CX
+	JGE  four0
 
 few0:
 	ADDQ $0x04, CX
@@ -62941,11 +65496,16 @@ one0:
 	VFMADD231PS.BCST 4(DI)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 4(DI)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 4(DI)(SI*1), Z8, Z7
-	ADDQ             $0x00000010, AX
-	ADDQ             $0x00000008, DX
-	ADDQ             $0x00000008, DI
-	SUBQ             $0x02, CX
-	JGT              one0
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8192(AX)
+
+near0_2:
+	ADDQ $0x00000010, AX
+	ADDQ $0x00000008, DX
+	ADDQ $0x00000008, DI
+	SUBQ $0x02, CX
+	JGT  one0
 
 end0:
 	MOVQ    dst+0(FP), AX
@@ -62968,9 +65528,9 @@ end0:
 	VZEROUPPER
 	RET
 
-// func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF8_E4M3AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, AVX512F, AVX512VL, MMX+
-TEXT ·colsF8_E4M3AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsF8_E4M3AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -62988,7 +65548,6 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST (DX), Z5, Z1
-	PREFETCHT0       4096(AX)
 	VPMOVSXBW        80(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63004,7 +65563,8 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 12(DX), Z5, Z4
-	PREFETCHT0       4160(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
 	VPMOVSXBW        128(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63025,7 +65585,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 28(DX), Z5, Z4
-	PREFETCHT0       4224(AX)
+	PREFETCHT0       8320(AX)
 	VPMOVSXBW        192(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63046,7 +65606,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 44(DX), Z5, Z4
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8384(AX)
 	VPMOVSXBW        256(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63067,7 +65627,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 60(DX), Z5, Z4
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8448(AX)
 	VPMOVSXBW        320(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63083,12 +65643,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 72(DX), Z5, Z3
-	PREFETCHT0       4416(AX)
 	VPMOVSXBW        368(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 76(DX), Z5, Z4
+	PREFETCHT0       8512(AX)
 	VPMOVSXBW        384(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63104,12 +65664,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 88(DX), Z5, Z3
-	PREFETCHT0       4480(AX)
 	VPMOVSXBW        432(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 92(DX), Z5, Z4
+	PREFETCHT0       8576(AX)
 	VPMOVSXBW        448(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63125,12 +65685,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 104(DX), Z5, Z3
-	PREFETCHT0       4544(AX)
 	VPMOVSXBW        496(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 108(DX), Z5, Z4
+	PREFETCHT0       8640(AX)
 	VPMOVSXBW        512(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63146,12 +65706,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 120(DX), Z5, Z3
-	PREFETCHT0       4608(AX)
 	VPMOVSXBW        560(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 124(DX), Z5, Z4
+	PREFETCHT0       8704(AX)
 	VPMOVSXBW        576(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63162,7 +65722,6 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 132(DX), Z5, Z2
-	PREFETCHT0       4672(AX)
 	VPMOVSXBW        608(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63173,6 +65732,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 140(DX), Z5, Z4
+	PREFETCHT0       8768(AX)
 	VPMOVSXBW        640(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63183,7 +65743,6 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 148(DX), Z5, Z2
-	PREFETCHT0       4736(AX)
 	VPMOVSXBW        672(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63194,6 +65753,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 156(DX), Z5, Z4
+	PREFETCHT0       8832(AX)
 	VPMOVSXBW        704(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63204,7 +65764,6 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 164(DX), Z5, Z2
-	PREFETCHT0       4800(AX)
 	VPMOVSXBW        736(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63215,6 +65774,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 172(DX), Z5, Z4
+	PREFETCHT0       8896(AX)
 	VPMOVSXBW        768(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63225,7 +65785,6 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 180(DX), Z5, Z2
-	PREFETCHT0       4864(AX)
 	VPMOVSXBW        800(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63236,12 +65795,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 188(DX), Z5, Z4
+	PREFETCHT0       8960(AX)
 	VPMOVSXBW        832(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 192(DX), Z5, Z1
-	PREFETCHT0       4928(AX)
 	VPMOVSXBW        848(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63257,12 +65816,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 204(DX), Z5, Z4
+	PREFETCHT0       9024(AX)
 	VPMOVSXBW        896(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 208(DX), Z5, Z1
-	PREFETCHT0       4992(AX)
 	VPMOVSXBW        912(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63278,12 +65837,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 220(DX), Z5, Z4
+	PREFETCHT0       9088(AX)
 	VPMOVSXBW        960(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 224(DX), Z5, Z1
-	PREFETCHT0       5056(AX)
 	VPMOVSXBW        976(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63299,12 +65858,12 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 236(DX), Z5, Z4
+	PREFETCHT0       9152(AX)
 	VPMOVSXBW        1024(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 240(DX), Z5, Z1
-	PREFETCHT0       5120(AX)
 	VPMOVSXBW        1040(AX), Y5
 	VPSLLW           $0x07, Y5, Y5
 	VPANDD           eightBits<>+0(SB), Y5, Y5
@@ -63320,6 +65879,7 @@ block0:
 	VPANDD           eightBits<>+0(SB), Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 252(DX), Z5, Z4
+	PREFETCHT0       9216(AX)
 	VMOVDQU32        (AX), Z5
 	VMULPS           eightFactor<>+0(SB), Z5, Z5
 	VADDPS           Z2, Z1, Z1
@@ -63336,24 +65896,25 @@ block0:
 	VZEROUPPER
 	RET
 
-// func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, AVX512F, AVX512VL
-TEXT ·colsF8_E4M3AVX512x4(SB), NOSPLIT, $0-48
+// func colsF8_E4M3AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL, MMX+
+TEXT ·colsF8_E4M3AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 
 block0:
 	VPXORD           Z4, Z4, Z4
@@ -63392,6 +65953,12 @@ block0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
 	VPMOVSXBW        128(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63424,6 +65991,11 @@ block0:
 	VFMADD231PS.BCST 28(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 28(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 28(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8320(AX)
+
+near0_2:
 	VPMOVSXBW        192(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63456,6 +66028,11 @@ block0:
 	VFMADD231PS.BCST 44(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 44(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 44(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8384(AX)
+
+near0_3:
 	VPMOVSXBW        256(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63488,6 +66065,11 @@ block0:
 	VFMADD231PS.BCST 60(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 60(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 60(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       8448(AX)
+
+near0_4:
 	VPMOVSXBW        320(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63520,6 +66102,11 @@ block0:
 	VFMADD231PS.BCST 76(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 76(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 76(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       8512(AX)
+
+near0_5:
 	VPMOVSXBW        384(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63552,6 +66139,11 @@ block0:
 	VFMADD231PS.BCST 92(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 92(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 92(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       8576(AX)
+
+near0_6:
 	VPMOVSXBW        448(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63584,6 +66176,11 @@ block0:
 	VFMADD231PS.BCST 108(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 108(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 108(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       8640(AX)
+
+near0_7:
 	VPMOVSXBW        512(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63616,6 +66213,11 @@ block0:
 	VFMADD231PS.BCST 124(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 124(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 124(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       8704(AX)
+
+near0_8:
 	VPMOVSXBW        576(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63648,6 +66250,11 @@ block0:
 	VFMADD231PS.BCST 140(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 140(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 140(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_9
+	PREFETCHT0       8768(AX)
+
+near0_9:
 	VPMOVSXBW        640(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63680,6 +66287,11 @@ block0:
 	VFMADD231PS.BCST 156(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 156(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 156(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_10
+	PREFETCHT0       8832(AX)
+
+near0_10:
 	VPMOVSXBW        704(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63712,6 +66324,11 @@ block0:
 	VFMADD231PS.BCST 172(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 172(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 172(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_11
+	PREFETCHT0       8896(AX)
+
+near0_11:
 	VPMOVSXBW        768(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63744,6 +66361,11 @@ block0:
 	VFMADD231PS.BCST 188(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 188(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 188(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_12
+	PREFETCHT0       8960(AX)
+
+near0_12:
 	VPMOVSXBW        832(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63776,6 +66398,11 @@ block0:
 	VFMADD231PS.BCST 204(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 204(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 204(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_13
+	PREFETCHT0       9024(AX)
+
+near0_13:
 	VPMOVSXBW        896(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63808,6 +66435,11 @@ block0:
 	VFMADD231PS.BCST 220(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 220(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 220(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_14
+	PREFETCHT0       9088(AX)
+
+near0_14:
 	VPMOVSXBW        960(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63840,6 +66472,11 @@ block0:
 	VFMADD231PS.BCST 236(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 236(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 236(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_15
+	PREFETCHT0       9152(AX)
+
+near0_15:
 	VPMOVSXBW        1024(AX), Y8
 	VPSLLW           $0x07, Y8, Y8
 	VPANDD           eightBits<>+0(SB), Y8, Y8
@@ -63872,31 +66509,36 @@ block0:
 	VFMADD231PS.BCST 252(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 252(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 252(DX)(SI*1), Z8, Z7
-	VMOVDQU32        (AX), Z8
-	VMULPS           eightFactor<>+0(SB), Z8, Z8
-	VFMADD231PS      Z8, Z4, Z0
-	VFMADD231PS      Z8, Z5, Z1
-	VFMADD231PS      Z8, Z6, Z2
-	VFMADD231PS      Z8, Z7, Z3
-	ADDQ             $0x00000440, AX
-	ADDQ             $0x00000100, DX
-	SUBQ             $0x40, CX
-	JG               block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_16
+	PREFETCHT0       9216(AX)
+
+near0_16:
+	VMOVDQU32   (AX), Z8
+	VMULPS      eightFactor<>+0(SB), Z8, Z8
+	VFMADD231PS Z8, Z4, Z0
+	VFMADD231PS Z8, Z5, Z1
+	VFMADD231PS Z8, Z6, Z2
+	VFMADD231PS Z8, Z7, Z3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Z0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, AVX512F, AVX512VL
-TEXT ·colsF8_E4M3AVX512x8(SB), NOSPLIT, $0-48
+// func colsF8_E4M3AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, AVX512F, AVX512VL, MMX+
+TEXT ·colsF8_E4M3AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -63904,23 +66546,24 @@ TEXT ·colsF8_E4M3AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 
 block0:
 	VPXORD           Z8, Z8, Z8
@@ -63979,6 +66622,12 @@ block0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 12(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 12(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
 	VPMOVSXBW        128(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64027,6 +66676,11 @@ block0:
 	VFMADD231PS.BCST 28(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 28(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 28(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8320(AX)
+
+near0_2:
 	VPMOVSXBW        192(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64075,6 +66729,11 @@ block0:
 	VFMADD231PS.BCST 44(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 44(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 44(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_3
+	PREFETCHT0       8384(AX)
+
+near0_3:
 	VPMOVSXBW        256(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64123,6 +66782,11 @@ block0:
 	VFMADD231PS.BCST 60(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 60(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 60(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_4
+	PREFETCHT0       8448(AX)
+
+near0_4:
 	VPMOVSXBW        320(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64171,6 +66835,11 @@ block0:
 	VFMADD231PS.BCST 76(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 76(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 76(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_5
+	PREFETCHT0       8512(AX)
+
+near0_5:
 	VPMOVSXBW        384(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64219,6 +66888,11 @@ block0:
 	VFMADD231PS.BCST 92(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 92(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 92(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_6
+	PREFETCHT0       8576(AX)
+
+near0_6:
 	VPMOVSXBW        448(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64267,6 +66941,11 @@ block0:
 	VFMADD231PS.BCST 108(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 108(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 108(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_7
+	PREFETCHT0       8640(AX)
+
+near0_7:
 	VPMOVSXBW        512(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64315,6 +66994,11 @@ block0:
 	VFMADD231PS.BCST 124(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 124(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 124(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_8
+	PREFETCHT0       8704(AX)
+
+near0_8:
 	VPMOVSXBW        576(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64363,6 +67047,11 @@ block0:
 	VFMADD231PS.BCST 140(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 140(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 140(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_9
+	PREFETCHT0       8768(AX)
+
+near0_9:
 	VPMOVSXBW        640(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64411,6 +67100,11 @@ block0:
 	VFMADD231PS.BCST 156(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 156(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 156(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_10
+	PREFETCHT0       8832(AX)
+
+near0_10:
 	VPMOVSXBW        704(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64459,6 +67153,11 @@ block0:
 	VFMADD231PS.BCST 172(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 172(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 172(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_11
+	PREFETCHT0       8896(AX)
+
+near0_11:
 	VPMOVSXBW        768(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64507,6 +67206,11 @@ block0:
 	VFMADD231PS.BCST 188(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 188(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 188(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_12
+	PREFETCHT0       8960(AX)
+
+near0_12:
 	VPMOVSXBW        832(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64555,6 +67259,11 @@ block0:
 	VFMADD231PS.BCST 204(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 204(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 204(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_13
+	PREFETCHT0       9024(AX)
+
+near0_13:
 	VPMOVSXBW        896(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64603,6 +67312,11 @@ block0:
 	VFMADD231PS.BCST 220(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 220(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 220(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_14
+	PREFETCHT0       9088(AX)
+
+near0_14:
 	VPMOVSXBW        960(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64651,6 +67365,11 @@ block0:
 	VFMADD231PS.BCST 236(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 236(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 236(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_15
+	PREFETCHT0       9152(AX)
+
+near0_15:
 	VPMOVSXBW        1024(AX), Y16
 	VPSLLW           $0x07, Y16, Y16
 	VPANDD           eightBits<>+0(SB), Y16, Y16
@@ -64699,44 +67418,49 @@ block0:
 	VFMADD231PS.BCST 252(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 252(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 252(DI)(SI*1), Z16, Z15
-	VMOVDQU32        (AX), Z16
-	VMULPS           eightFactor<>+0(SB), Z16, Z16
-	VFMADD231PS      Z16, Z8, Z0
-	VFMADD231PS      Z16, Z9, Z1
-	VFMADD231PS      Z16, Z10, Z2
-	VFMADD231PS      Z16, Z11, Z3
-	VFMADD231PS      Z16, Z12, Z4
-	VFMADD231PS      Z16, Z13, Z5
-	VFMADD231PS      Z16, Z14, Z6
-	VFMADD231PS      Z16, Z15, Z7
-	ADDQ             $0x00000440, AX
-	ADDQ             $0x00000100, DX
-	ADDQ             $0x00000100, DI
-	SUBQ             $0x40, CX
-	JG               block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            R8, R8
+	JZ               near0_16
+	PREFETCHT0       9216(AX)
+
+near0_16:
+	VMOVDQU32   (AX), Z16
+	VMULPS      eightFactor<>+0(SB), Z16, Z16
+	VFMADD231PS Z16, Z8, Z0
+	VFMADD231PS Z16, Z9, Z1
+	VFMADD231PS Z16, Z10, Z2
+	VFMADD231PS Z16, Z11, Z3
+	VFMADD231PS Z16, Z12, Z4
+	VFMADD231PS Z16, Z13, Z5
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z7
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	ADDQ        $0x00000100, DI
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Z0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z3, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z4, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z5, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z6, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z7, (AX)
 	VZEROUPPER
 	RET
 
-// func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+// func colsF8_E5M2AVX512x1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
 // Requires: AVX, AVX2, AVX512F, MMX+
-TEXT ·colsF8_E5M2AVX512x1(SB), NOSPLIT, $0-48
+TEXT ·colsF8_E5M2AVX512x1(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -64753,7 +67477,6 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST (DX), Z5, Z1
-	PREFETCHT0       4096(AX)
 	VPMOVZXBW        80(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64766,7 +67489,8 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 12(DX), Z5, Z4
-	PREFETCHT0       4160(AX)
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
 	VPMOVZXBW        128(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64783,7 +67507,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 28(DX), Z5, Z4
-	PREFETCHT0       4224(AX)
+	PREFETCHT0       8320(AX)
 	VPMOVZXBW        192(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64800,7 +67524,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 44(DX), Z5, Z4
-	PREFETCHT0       4288(AX)
+	PREFETCHT0       8384(AX)
 	VPMOVZXBW        256(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64817,7 +67541,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 60(DX), Z5, Z4
-	PREFETCHT0       4352(AX)
+	PREFETCHT0       8448(AX)
 	VPMOVZXBW        320(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64830,11 +67554,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 72(DX), Z5, Z3
-	PREFETCHT0       4416(AX)
 	VPMOVZXBW        368(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 76(DX), Z5, Z4
+	PREFETCHT0       8512(AX)
 	VPMOVZXBW        384(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64847,11 +67571,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 88(DX), Z5, Z3
-	PREFETCHT0       4480(AX)
 	VPMOVZXBW        432(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 92(DX), Z5, Z4
+	PREFETCHT0       8576(AX)
 	VPMOVZXBW        448(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64864,11 +67588,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 104(DX), Z5, Z3
-	PREFETCHT0       4544(AX)
 	VPMOVZXBW        496(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 108(DX), Z5, Z4
+	PREFETCHT0       8640(AX)
 	VPMOVZXBW        512(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64881,11 +67605,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 120(DX), Z5, Z3
-	PREFETCHT0       4608(AX)
 	VPMOVZXBW        560(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 124(DX), Z5, Z4
+	PREFETCHT0       8704(AX)
 	VPMOVZXBW        576(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64894,7 +67618,6 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 132(DX), Z5, Z2
-	PREFETCHT0       4672(AX)
 	VPMOVZXBW        608(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64903,6 +67626,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 140(DX), Z5, Z4
+	PREFETCHT0       8768(AX)
 	VPMOVZXBW        640(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64911,7 +67635,6 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 148(DX), Z5, Z2
-	PREFETCHT0       4736(AX)
 	VPMOVZXBW        672(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64920,6 +67643,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 156(DX), Z5, Z4
+	PREFETCHT0       8832(AX)
 	VPMOVZXBW        704(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64928,7 +67652,6 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 164(DX), Z5, Z2
-	PREFETCHT0       4800(AX)
 	VPMOVZXBW        736(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64937,6 +67660,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 172(DX), Z5, Z4
+	PREFETCHT0       8896(AX)
 	VPMOVZXBW        768(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64945,7 +67669,6 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 180(DX), Z5, Z2
-	PREFETCHT0       4864(AX)
 	VPMOVZXBW        800(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64954,11 +67677,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 188(DX), Z5, Z4
+	PREFETCHT0       8960(AX)
 	VPMOVZXBW        832(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 192(DX), Z5, Z1
-	PREFETCHT0       4928(AX)
 	VPMOVZXBW        848(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64971,11 +67694,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 204(DX), Z5, Z4
+	PREFETCHT0       9024(AX)
 	VPMOVZXBW        896(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 208(DX), Z5, Z1
-	PREFETCHT0       4992(AX)
 	VPMOVZXBW        912(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -64988,11 +67711,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 220(DX), Z5, Z4
+	PREFETCHT0       9088(AX)
 	VPMOVZXBW        960(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 224(DX), Z5, Z1
-	PREFETCHT0       5056(AX)
 	VPMOVZXBW        976(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -65005,11 +67728,11 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 236(DX), Z5, Z4
+	PREFETCHT0       9152(AX)
 	VPMOVZXBW        1024(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 240(DX), Z5, Z1
-	PREFETCHT0       5120(AX)
 	VPMOVZXBW        1040(AX), Y5
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
@@ -65022,6 +67745,7 @@ block0:
 	VPSLLW           $0x08, Y5, Y5
 	VCVTPH2PS        Y5, Z5
 	VFMADD231PS.BCST 252(DX), Z5, Z4
+	PREFETCHT0       9216(AX)
 	VMOVDQU32        (AX), Z5
 	VADDPS           Z2, Z1, Z1
 	VADDPS           Z3, Z1, Z1
@@ -65037,24 +67761,25 @@ block0:
 	VZEROUPPER
 	RET
 
-// func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, AVX512F
-TEXT ·colsF8_E5M2AVX512x4(SB), NOSPLIT, $0-48
+// func colsF8_E5M2AVX512x4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·colsF8_E5M2AVX512x4(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
 	MOVQ      xstride+32(FP), BX
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
-	MOVQ      dst+0(FP), DI
-	MOVQ      stride+8(FP), R8
-	VMOVDQU32 (DI), Z0
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z1
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z2
-	LEAQ      (DI)(R8*4), DI
-	VMOVDQU32 (DI), Z3
+	MOVQ      ahead+48(FP), DI
+	MOVQ      dst+0(FP), R8
+	MOVQ      stride+8(FP), R9
+	VMOVDQU32 (R8), Z0
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z1
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z2
+	LEAQ      (R8)(R9*4), R8
+	VMOVDQU32 (R8), Z3
 
 block0:
 	VPXORD           Z4, Z4, Z4
@@ -65089,6 +67814,12 @@ block0:
 	VFMADD231PS.BCST 12(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 12(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 12(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
 	VPMOVZXBW        128(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65117,6 +67848,11 @@ block0:
 	VFMADD231PS.BCST 28(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 28(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 28(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_2
+	PREFETCHT0       8320(AX)
+
+near0_2:
 	VPMOVZXBW        192(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65145,6 +67881,11 @@ block0:
 	VFMADD231PS.BCST 44(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 44(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 44(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_3
+	PREFETCHT0       8384(AX)
+
+near0_3:
 	VPMOVZXBW        256(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65173,6 +67914,11 @@ block0:
 	VFMADD231PS.BCST 60(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 60(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 60(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_4
+	PREFETCHT0       8448(AX)
+
+near0_4:
 	VPMOVZXBW        320(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65201,6 +67947,11 @@ block0:
 	VFMADD231PS.BCST 76(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 76(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 76(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_5
+	PREFETCHT0       8512(AX)
+
+near0_5:
 	VPMOVZXBW        384(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65229,6 +67980,11 @@ block0:
 	VFMADD231PS.BCST 92(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 92(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 92(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_6
+	PREFETCHT0       8576(AX)
+
+near0_6:
 	VPMOVZXBW        448(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65257,6 +68013,11 @@ block0:
 	VFMADD231PS.BCST 108(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 108(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 108(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_7
+	PREFETCHT0       8640(AX)
+
+near0_7:
 	VPMOVZXBW        512(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65285,6 +68046,11 @@ block0:
 	VFMADD231PS.BCST 124(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 124(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 124(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_8
+	PREFETCHT0       8704(AX)
+
+near0_8:
 	VPMOVZXBW        576(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65313,6 +68079,11 @@ block0:
 	VFMADD231PS.BCST 140(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 140(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 140(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_9
+	PREFETCHT0       8768(AX)
+
+near0_9:
 	VPMOVZXBW        640(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65341,6 +68112,11 @@ block0:
 	VFMADD231PS.BCST 156(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 156(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 156(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_10
+	PREFETCHT0       8832(AX)
+
+near0_10:
 	VPMOVZXBW        704(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65369,6 +68145,11 @@ block0:
 	VFMADD231PS.BCST 172(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 172(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 172(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_11
+	PREFETCHT0       8896(AX)
+
+near0_11:
 	VPMOVZXBW        768(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65397,6 +68178,11 @@ block0:
 	VFMADD231PS.BCST 188(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 188(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 188(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_12
+	PREFETCHT0       8960(AX)
+
+near0_12:
 	VPMOVZXBW        832(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65425,6 +68211,11 @@ block0:
 	VFMADD231PS.BCST 204(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 204(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 204(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_13
+	PREFETCHT0       9024(AX)
+
+near0_13:
 	VPMOVZXBW        896(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65453,6 +68244,11 @@ block0:
 	VFMADD231PS.BCST 220(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 220(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 220(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_14
+	PREFETCHT0       9088(AX)
+
+near0_14:
 	VPMOVZXBW        960(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65481,6 +68277,11 @@ block0:
 	VFMADD231PS.BCST 236(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 236(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 236(DX)(SI*1), Z8, Z7
+	TESTQ            DI, DI
+	JZ               near0_15
+	PREFETCHT0       9152(AX)
+
+near0_15:
 	VPMOVZXBW        1024(AX), Y8
 	VPSLLW           $0x08, Y8, Y8
 	VCVTPH2PS        Y8, Z8
@@ -65509,30 +68310,35 @@ block0:
 	VFMADD231PS.BCST 252(DX)(BX*1), Z8, Z5
 	VFMADD231PS.BCST 252(DX)(BX*2), Z8, Z6
 	VFMADD231PS.BCST 252(DX)(SI*1), Z8, Z7
-	VMOVDQU32        (AX), Z8
-	VFMADD231PS      Z8, Z4, Z0
-	VFMADD231PS      Z8, Z5, Z1
-	VFMADD231PS      Z8, Z6, Z2
-	VFMADD231PS      Z8, Z7, Z3
-	ADDQ             $0x00000440, AX
-	ADDQ             $0x00000100, DX
-	SUBQ             $0x40, CX
-	JG               block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
+	TESTQ            DI, DI
+	JZ               near0_16
+	PREFETCHT0       9216(AX)
+
+near0_16:
+	VMOVDQU32   (AX), Z8
+	VFMADD231PS Z8, Z4, Z0
+	VFMADD231PS Z8, Z5, Z1
+	VFMADD231PS Z8, Z6, Z2
+	VFMADD231PS Z8, Z7, Z3
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Z0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-// Requires: AVX, AVX2, AVX512F
-TEXT ·colsF8_E5M2AVX512x8(SB), NOSPLIT, $0-48
+// func colsF8_E5M2AVX512x8(dst *float32, stride int, w *byte, x *float32, xstride int, cols int, ahead int)
+// Requires: AVX, AVX2, AVX512F, MMX+
+TEXT ·colsF8_E5M2AVX512x8(SB), NOSPLIT, $0-56
 	MOVQ      w+16(FP), AX
 	MOVQ      cols+40(FP), CX
 	MOVQ      x+24(FP), DX
@@ -65540,23 +68346,24 @@ TEXT ·colsF8_E5M2AVX512x8(SB), NOSPLIT, $0-48
 	SHLQ      $0x02, BX
 	LEAQ      (BX)(BX*2), SI
 	LEAQ      (DX)(BX*4), DI
-	MOVQ      dst+0(FP), R8
-	MOVQ      stride+8(FP), R9
-	VMOVDQU32 (R8), Z0
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z1
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z2
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z3
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z4
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z5
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z6
-	LEAQ      (R8)(R9*4), R8
-	VMOVDQU32 (R8), Z7
+	MOVQ      ahead+48(FP), R8
+	MOVQ      dst+0(FP), R9
+	MOVQ      stride+8(FP), R10
+	VMOVDQU32 (R9), Z0
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z1
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z2
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z3
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z4
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z5
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z6
+	LEAQ      (R9)(R10*4), R9
+	VMOVDQU32 (R9), Z7
 
 block0:
 	VPXORD           Z8, Z8, Z8
@@ -65611,6 +68418,12 @@ block0:
 	VFMADD231PS.BCST 12(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 12(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 12(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_1
+	PREFETCHT0       8192(AX)
+	PREFETCHT0       8256(AX)
+
+near0_1:
 	VPMOVZXBW        128(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65655,6 +68468,11 @@ block0:
 	VFMADD231PS.BCST 28(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 28(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 28(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_2
+	PREFETCHT0       8320(AX)
+
+near0_2:
 	VPMOVZXBW        192(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65699,6 +68517,11 @@ block0:
 	VFMADD231PS.BCST 44(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 44(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 44(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_3
+	PREFETCHT0       8384(AX)
+
+near0_3:
 	VPMOVZXBW        256(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65743,6 +68566,11 @@ block0:
 	VFMADD231PS.BCST 60(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 60(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 60(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_4
+	PREFETCHT0       8448(AX)
+
+near0_4:
 	VPMOVZXBW        320(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65787,6 +68615,11 @@ block0:
 	VFMADD231PS.BCST 76(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 76(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 76(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_5
+	PREFETCHT0       8512(AX)
+
+near0_5:
 	VPMOVZXBW        384(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65831,6 +68664,11 @@ block0:
 	VFMADD231PS.BCST 92(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 92(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 92(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_6
+	PREFETCHT0       8576(AX)
+
+near0_6:
 	VPMOVZXBW        448(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65875,6 +68713,11 @@ block0:
 	VFMADD231PS.BCST 108(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 108(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 108(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_7
+	PREFETCHT0       8640(AX)
+
+near0_7:
 	VPMOVZXBW        512(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65919,6 +68762,11 @@ block0:
 	VFMADD231PS.BCST 124(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 124(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 124(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_8
+	PREFETCHT0       8704(AX)
+
+near0_8:
 	VPMOVZXBW        576(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -65963,6 +68811,11 @@ block0:
 	VFMADD231PS.BCST 140(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 140(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 140(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_9
+	PREFETCHT0       8768(AX)
+
+near0_9:
 	VPMOVZXBW        640(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66007,6 +68860,11 @@ block0:
 	VFMADD231PS.BCST 156(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 156(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 156(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_10
+	PREFETCHT0       8832(AX)
+
+near0_10:
 	VPMOVZXBW        704(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66051,6 +68909,11 @@ block0:
 	VFMADD231PS.BCST 172(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 172(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 172(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_11
+	PREFETCHT0       8896(AX)
+
+near0_11:
 	VPMOVZXBW        768(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66095,6 +68958,11 @@ block0:
 	VFMADD231PS.BCST 188(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 188(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 188(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_12
+	PREFETCHT0       8960(AX)
+
+near0_12:
 	VPMOVZXBW        832(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66139,6 +69007,11 @@ block0:
 	VFMADD231PS.BCST 204(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 204(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 204(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_13
+	PREFETCHT0       9024(AX)
+
+near0_13:
 	VPMOVZXBW        896(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66183,6 +69056,11 @@ block0:
 	VFMADD231PS.BCST 220(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 220(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 220(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_14
+	PREFETCHT0       9088(AX)
+
+near0_14:
 	VPMOVZXBW        960(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66227,6 +69105,11 @@ block0:
 	VFMADD231PS.BCST 236(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 236(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 236(DI)(SI*1), Z16, Z15
+	TESTQ            R8, R8
+	JZ               near0_15
+	PREFETCHT0       9152(AX)
+
+near0_15:
 	VPMOVZXBW        1024(AX), Y16
 	VPSLLW           $0x08, Y16, Y16
 	VCVTPH2PS        Y16, Z16
@@ -66271,37 +69154,42 @@ block0:
 	VFMADD231PS.BCST 252(DI)(BX*1), Z16, Z13
 	VFMADD231PS.BCST 252(DI)(BX*2), Z16, Z14
 	VFMADD231PS.BCST 252(DI)(SI*1), Z16, Z15
-	VMOVDQU32        (AX), Z16
-	VFMADD231PS      Z16, Z8, Z0
-	VFMADD231PS      Z16, Z9, Z1
-	VFMADD231PS      Z16, Z10, Z2
-	VFMADD231PS      Z16, Z11, Z3
-	VFMADD231PS      Z16, Z12, Z4
-	VFMADD231PS      Z16, Z13, Z5
-	VFMADD231PS      Z16, Z14, Z6
-	VFMADD231PS      Z16, Z15, Z7
-	ADDQ             $0x00000440, AX
-	ADDQ             $0x00000100, DX
-	ADDQ             $0x00000100, DI
-	SUBQ             $0x40, CX
-	JG               block0
-	MOVQ             dst+0(FP), AX
-	MOVQ             stride+8(FP), CX
-	VMOVUPS          Z0, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z1, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z2, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z3, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z4, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z5, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z6, (AX)
-	LEAQ             (AX)(CX*4), AX
-	VMOVUPS          Z7, (AX)
+	TESTQ            R8, R8
+	JZ               near0_16
+	PREFETCHT0       9216(AX)
+
+near0_16:
+	VMOVDQU32   (AX), Z16
+	VFMADD231PS Z16, Z8, Z0
+	VFMADD231PS Z16, Z9, Z1
+	VFMADD231PS Z16, Z10, Z2
+	VFMADD231PS Z16, Z11, Z3
+	VFMADD231PS Z16, Z12, Z4
+	VFMADD231PS Z16, Z13, Z5
+	VFMADD231PS Z16, Z14, Z6
+	VFMADD231PS Z16, Z15, Z7
+	ADDQ        $0x00000440, AX
+	ADDQ        $0x00000100, DX
+	ADDQ        $0x00000100, DI
+	SUBQ        $0x40, CX
+	JG          block0
+	MOVQ        dst+0(FP), AX
+	MOVQ        stride+8(FP), CX
+	VMOVUPS     Z0, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z1, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z2, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z3, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z4, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z5, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z6, (AX)
+	LEAQ        (AX)(CX*4), AX
+	VMOVUPS     Z7, (AX)
 	VZEROUPPER
 	RET
 
@@ -84043,10 +86931,10 @@ loop:
 	VPOR       160(AX), Y5, Y5
 	VPOR       192(AX), Y6, Y6
 	VPOR       224(AX), Y7, Y7
-	PREFETCHT0 4096(AX)
-	PREFETCHT0 4160(AX)
-	PREFETCHT0 4224(AX)
-	PREFETCHT0 4288(AX)
+	PREFETCHT0 8192(AX)
+	PREFETCHT0 8256(AX)
+	PREFETCHT0 8320(AX)
+	PREFETCHT0 8384(AX)
 	ADDQ       $0x00000100, AX
 	SUBQ       $0x00000100, CX
 	JNZ        loop

@@ -7,352 +7,352 @@ package tensor
 // dotQ4_0NEONx1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
-func dotQ4_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_0NEONx4 adds the products of 16 packed rows of Q4_0 with 4 token(s).
 //
 //go:noescape
-func dotQ4_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_0NEONx1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
 //
 //go:noescape
-func dotQ3_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_0NEONx4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
 //
 //go:noescape
-func dotQ3_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_1NEONx1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
 //
 //go:noescape
-func dotQ3_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_1NEONx4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
 //
 //go:noescape
-func dotQ3_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_1NEONx1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
 //go:noescape
-func dotQ4_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_1NEONx4 adds the products of 16 packed rows of Q4_1 with 4 token(s).
 //
 //go:noescape
-func dotQ4_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_0NEONx1 adds the products of 16 packed rows of Q5_0 with 1 token(s).
 //
 //go:noescape
-func dotQ5_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_0NEONx4 adds the products of 16 packed rows of Q5_0 with 4 token(s).
 //
 //go:noescape
-func dotQ5_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_1NEONx1 adds the products of 16 packed rows of Q5_1 with 1 token(s).
 //
 //go:noescape
-func dotQ5_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_1NEONx4 adds the products of 16 packed rows of Q5_1 with 4 token(s).
 //
 //go:noescape
-func dotQ5_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ8_0NEONx1 adds the products of 16 packed rows of Q8_0 with 1 token(s).
 //
 //go:noescape
-func dotQ8_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ8_0NEONx4 adds the products of 16 packed rows of Q8_0 with 4 token(s).
 //
 //go:noescape
-func dotQ8_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_NLNEONx1 adds the products of 16 packed rows of IQ4_NL with 1 token(s).
 //
 //go:noescape
-func dotIQ4_NLNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_NLNEONx4 adds the products of 16 packed rows of IQ4_NL with 4 token(s).
 //
 //go:noescape
-func dotIQ4_NLNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_XSNEONx1 adds the products of 16 packed rows of IQ4_XS with 1 token(s).
 //
 //go:noescape
-func dotIQ4_XSNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_XSNEONx4 adds the products of 16 packed rows of IQ4_XS with 4 token(s).
 //
 //go:noescape
-func dotIQ4_XSNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ2_KNEONx1 adds the products of 16 packed rows of Q2_K with 1 token(s).
 //
 //go:noescape
-func dotQ2_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ2_KNEONx4 adds the products of 16 packed rows of Q2_K with 4 token(s).
 //
 //go:noescape
-func dotQ2_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_KNEONx1 adds the products of 16 packed rows of Q3_K with 1 token(s).
 //
 //go:noescape
-func dotQ3_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_KNEONx4 adds the products of 16 packed rows of Q3_K with 4 token(s).
 //
 //go:noescape
-func dotQ3_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_KNEONx1 adds the products of 16 packed rows of Q4_K with 1 token(s).
 //
 //go:noescape
-func dotQ4_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_KNEONx4 adds the products of 16 packed rows of Q4_K with 4 token(s).
 //
 //go:noescape
-func dotQ4_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_KNEONx1 adds the products of 16 packed rows of Q5_K with 1 token(s).
 //
 //go:noescape
-func dotQ5_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_KNEONx4 adds the products of 16 packed rows of Q5_K with 4 token(s).
 //
 //go:noescape
-func dotQ5_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ6_KNEONx1 adds the products of 16 packed rows of Q6_K with 1 token(s).
 //
 //go:noescape
-func dotQ6_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ6_KNEONx4 adds the products of 16 packed rows of Q6_K with 4 token(s).
 //
 //go:noescape
-func dotQ6_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_0DotProdx1 adds the products of 16 packed rows of Q4_0 with 1 token(s).
 //
 //go:noescape
-func dotQ4_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_0DotProdx4 adds the products of 16 packed rows of Q4_0 with 4 token(s).
 //
 //go:noescape
-func dotQ4_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_0DotProdx1 adds the products of 16 packed rows of Q3_0 with 1 token(s).
 //
 //go:noescape
-func dotQ3_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_0DotProdx4 adds the products of 16 packed rows of Q3_0 with 4 token(s).
 //
 //go:noescape
-func dotQ3_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_1DotProdx1 adds the products of 16 packed rows of Q3_1 with 1 token(s).
 //
 //go:noescape
-func dotQ3_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_1DotProdx4 adds the products of 16 packed rows of Q3_1 with 4 token(s).
 //
 //go:noescape
-func dotQ3_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_1DotProdx1 adds the products of 16 packed rows of Q4_1 with 1 token(s).
 //
 //go:noescape
-func dotQ4_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_1DotProdx4 adds the products of 16 packed rows of Q4_1 with 4 token(s).
 //
 //go:noescape
-func dotQ4_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_0DotProdx1 adds the products of 16 packed rows of Q5_0 with 1 token(s).
 //
 //go:noescape
-func dotQ5_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_0DotProdx4 adds the products of 16 packed rows of Q5_0 with 4 token(s).
 //
 //go:noescape
-func dotQ5_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_1DotProdx1 adds the products of 16 packed rows of Q5_1 with 1 token(s).
 //
 //go:noescape
-func dotQ5_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_1DotProdx4 adds the products of 16 packed rows of Q5_1 with 4 token(s).
 //
 //go:noescape
-func dotQ5_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ8_0DotProdx1 adds the products of 16 packed rows of Q8_0 with 1 token(s).
 //
 //go:noescape
-func dotQ8_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ8_0DotProdx4 adds the products of 16 packed rows of Q8_0 with 4 token(s).
 //
 //go:noescape
-func dotQ8_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ8_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_NLDotProdx1 adds the products of 16 packed rows of IQ4_NL with 1 token(s).
 //
 //go:noescape
-func dotIQ4_NLDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_NLDotProdx4 adds the products of 16 packed rows of IQ4_NL with 4 token(s).
 //
 //go:noescape
-func dotIQ4_NLDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_NLDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_XSDotProdx1 adds the products of 16 packed rows of IQ4_XS with 1 token(s).
 //
 //go:noescape
-func dotIQ4_XSDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotIQ4_XSDotProdx4 adds the products of 16 packed rows of IQ4_XS with 4 token(s).
 //
 //go:noescape
-func dotIQ4_XSDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotIQ4_XSDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ2_KDotProdx1 adds the products of 16 packed rows of Q2_K with 1 token(s).
 //
 //go:noescape
-func dotQ2_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ2_KDotProdx4 adds the products of 16 packed rows of Q2_K with 4 token(s).
 //
 //go:noescape
-func dotQ2_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ2_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_KDotProdx1 adds the products of 16 packed rows of Q3_K with 1 token(s).
 //
 //go:noescape
-func dotQ3_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ3_KDotProdx4 adds the products of 16 packed rows of Q3_K with 4 token(s).
 //
 //go:noescape
-func dotQ3_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ3_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_KDotProdx1 adds the products of 16 packed rows of Q4_K with 1 token(s).
 //
 //go:noescape
-func dotQ4_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ4_KDotProdx4 adds the products of 16 packed rows of Q4_K with 4 token(s).
 //
 //go:noescape
-func dotQ4_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ4_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_KDotProdx1 adds the products of 16 packed rows of Q5_K with 1 token(s).
 //
 //go:noescape
-func dotQ5_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ5_KDotProdx4 adds the products of 16 packed rows of Q5_K with 4 token(s).
 //
 //go:noescape
-func dotQ5_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ5_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ6_KDotProdx1 adds the products of 16 packed rows of Q6_K with 1 token(s).
 //
 //go:noescape
-func dotQ6_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // dotQ6_KDotProdx4 adds the products of 16 packed rows of Q6_K with 4 token(s).
 //
 //go:noescape
-func dotQ6_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
+func dotQ6_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
 
 // colsF32NEONx1 adds the products of 16 packed rows of F32 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF32NEONx4 adds the products of 16 packed rows of F32 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF32NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF32NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF16NEONx1 adds the products of 16 packed rows of F16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF16NEONx4 adds the products of 16 packed rows of F16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsBF16NEONx1 adds the products of 16 packed rows of BF16 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsBF16NEONx4 adds the products of 16 packed rows of BF16 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsBF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsBF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsInt8NEONx1 adds the products of 16 packed rows of Int8 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsInt8NEONx4 adds the products of 16 packed rows of Int8 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt8NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt8NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsInt4NEONx1 adds the products of 16 packed rows of Int4 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsInt4NEONx4 adds the products of 16 packed rows of Int4 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsInt4NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsInt4NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF8_E4M3NEONx1 adds the products of 16 packed rows of F8_E4M3 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF8_E4M3NEONx4 adds the products of 16 packed rows of F8_E4M3 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E4M3NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E4M3NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF8_E5M2NEONx1 adds the products of 16 packed rows of F8_E5M2 with 1 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // colsF8_E5M2NEONx4 adds the products of 16 packed rows of F8_E5M2 with 4 token(s), xstride floats apart.
 //
 //go:noescape
-func colsF8_E5M2NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+func colsF8_E5M2NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // roundVector rounds blocks of 32 numbers to int8. A block's bytes go to q, 32*step after the last one's; its scale to d, step
 // floats on; the sums of its halves to sums, 2*step on.

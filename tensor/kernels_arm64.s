@@ -128,8 +128,8 @@ DATA neonGauss3<>+8(SB)/4, $0xbfbfbebe
 DATA neonGauss3<>+12(SB)/4, $0xc0c0bfbf
 GLOBL neonGauss3<>(SB), RODATA|NOPTR, $16
 
-// func dotQ4_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_0NEONx1(SB), NOSPLIT, $0-56
+// func dotQ4_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_0NEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -368,8 +368,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_0NEONx4(SB), NOSPLIT, $0-56
+// func dotQ4_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_0NEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -569,8 +569,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_0NEONx1(SB), NOSPLIT, $0-56
+// func dotQ3_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_0NEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -950,8 +950,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_0NEONx4(SB), NOSPLIT, $0-56
+// func dotQ3_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_0NEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -1187,8 +1187,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_1NEONx1(SB), NOSPLIT, $0-56
+// func dotQ3_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_1NEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -1580,8 +1580,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_1NEONx4(SB), NOSPLIT, $0-56
+// func dotQ3_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_1NEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -1823,8 +1823,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ4_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_1NEONx1(SB), NOSPLIT, $0-56
+// func dotQ4_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_1NEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -2075,8 +2075,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_1NEONx4(SB), NOSPLIT, $0-56
+// func dotQ4_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_1NEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -2282,8 +2282,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_0NEONx1(SB), NOSPLIT, $0-56
+// func dotQ5_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_0NEONx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -2713,8 +2713,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_0NEONx4(SB), NOSPLIT, $0-56
+// func dotQ5_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_0NEONx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -2964,8 +2964,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_1NEONx1(SB), NOSPLIT, $0-56
+// func dotQ5_1NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_1NEONx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -3407,8 +3407,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_1NEONx4(SB), NOSPLIT, $0-56
+// func dotQ5_1NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_1NEONx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -3664,8 +3664,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ8_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ8_0NEONx1(SB), NOSPLIT, $0-56
+// func dotQ8_0NEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ8_0NEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f04e41f // movi v31.16b, #128
 	MOVD $0, R14
 pass:
@@ -3951,8 +3951,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ8_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ8_0NEONx4(SB), NOSPLIT, $0-56
+// func dotQ8_0NEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ8_0NEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f04e41f // movi v31.16b, #128
 	MOVD $0, R14
 pass:
@@ -4199,8 +4199,8 @@ block:
 	BLT pass
 	RET
 
-// func dotIQ4_NLNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_NLNEONx1(SB), NOSPLIT, $0-56
+// func dotIQ4_NLNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_NLNEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
 	FMOVQ (R16), F30
@@ -4520,8 +4520,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotIQ4_NLNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_NLNEONx4(SB), NOSPLIT, $0-56
+// func dotIQ4_NLNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_NLNEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
 	FMOVQ (R16), F30
@@ -4778,8 +4778,8 @@ block:
 	BLT pass
 	RET
 
-// func dotIQ4_XSNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_XSNEONx1(SB), NOSPLIT, $0-56
+// func dotIQ4_XSNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_XSNEONx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
@@ -7430,8 +7430,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotIQ4_XSNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_XSNEONx4(SB), NOSPLIT, $0-56
+// func dotIQ4_XSNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_XSNEONx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
@@ -9254,8 +9254,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ2_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ2_KNEONx1(SB), NOSPLIT, $0-56
+// func dotQ2_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ2_KNEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e47f // movi v31.16b, #3
 	MOVD $0, R14
 pass:
@@ -12194,8 +12194,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ2_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ2_KNEONx4(SB), NOSPLIT, $0-56
+// func dotQ2_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ2_KNEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e47f // movi v31.16b, #3
 	MOVD $0, R14
 pass:
@@ -14067,8 +14067,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_KNEONx1(SB), NOSPLIT, $0-56
+// func dotQ3_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_KNEONx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e47f // movi v31.16b, #3
 	WORD $0x4f00e49e // movi v30.16b, #4
@@ -17814,8 +17814,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_KNEONx4(SB), NOSPLIT, $0-56
+// func dotQ3_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_KNEONx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e47f // movi v31.16b, #3
 	WORD $0x4f00e49e // movi v30.16b, #4
@@ -19843,8 +19843,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ4_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_KNEONx1(SB), NOSPLIT, $0-56
+// func dotQ4_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_KNEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -22043,8 +22043,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_KNEONx4(SB), NOSPLIT, $0-56
+// func dotQ4_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_KNEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -23493,8 +23493,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_KNEONx1(SB), NOSPLIT, $0-56
+// func dotQ5_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_KNEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e61f // movi v31.16b, #16
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -26686,8 +26686,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_KNEONx4(SB), NOSPLIT, $0-56
+// func dotQ5_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_KNEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e61f // movi v31.16b, #16
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -28385,8 +28385,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ6_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ6_KNEONx1(SB), NOSPLIT, $0-56
+// func dotQ6_KNEONx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ6_KNEONx1(SB), NOSPLIT, $0-64
 	WORD $0x4f01e61f // movi v31.16b, #48
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -31662,8 +31662,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ6_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ6_KNEONx4(SB), NOSPLIT, $0-56
+// func dotQ6_KNEONx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ6_KNEONx4(SB), NOSPLIT, $0-64
 	WORD $0x4f01e61f // movi v31.16b, #48
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -33572,8 +33572,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ4_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_0DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ4_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_0DotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -33732,8 +33732,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_0DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ4_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_0DotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -33927,8 +33927,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_0DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ3_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_0DotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -34228,8 +34228,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_0DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ3_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_0DotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -34494,8 +34494,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_1DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ3_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_1DotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -34807,8 +34807,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_1DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ3_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_1DotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e49f // movi v31.16b, #4
 	WORD $0x4f00e47e // movi v30.16b, #3
 	MOVD $0, R14
@@ -35085,8 +35085,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ4_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_1DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ4_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_1DotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -35257,8 +35257,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_1DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ4_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_1DotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -35464,8 +35464,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_0DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ5_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_0DotProdx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -35815,8 +35815,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_0DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ5_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_0DotProdx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -36107,8 +36107,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_1DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ5_1DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_1DotProdx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -36470,8 +36470,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_1DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ5_1DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_1DotProdx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 0(R17), F31
 	WORD $0x4f00e61e // movi v30.16b, #16
@@ -36774,8 +36774,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ8_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ8_0DotProdx1(SB), NOSPLIT, $0-56
+// func dotQ8_0DotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ8_0DotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f04e41f // movi v31.16b, #128
 	MOVD $0, R14
 pass:
@@ -36933,8 +36933,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ8_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ8_0DotProdx4(SB), NOSPLIT, $0-56
+// func dotQ8_0DotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ8_0DotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f04e41f // movi v31.16b, #128
 	MOVD $0, R14
 pass:
@@ -37127,8 +37127,8 @@ block:
 	BLT pass
 	RET
 
-// func dotIQ4_NLDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_NLDotProdx1(SB), NOSPLIT, $0-56
+// func dotIQ4_NLDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_NLDotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
 	FMOVQ (R16), F30
@@ -37320,8 +37320,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotIQ4_NLDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_NLDotProdx4(SB), NOSPLIT, $0-56
+// func dotIQ4_NLDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_NLDotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
 	FMOVQ (R16), F30
@@ -37532,8 +37532,8 @@ block:
 	BLT pass
 	RET
 
-// func dotIQ4_XSDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_XSDotProdx1(SB), NOSPLIT, $0-56
+// func dotIQ4_XSDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_XSDotProdx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
@@ -39160,8 +39160,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotIQ4_XSDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotIQ4_XSDotProdx4(SB), NOSPLIT, $0-56
+// func dotIQ4_XSDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotIQ4_XSDotProdx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonLevels<>(SB), R16
@@ -40647,8 +40647,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ2_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ2_KDotProdx1(SB), NOSPLIT, $0-56
+// func dotQ2_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ2_KDotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e47f // movi v31.16b, #3
 	MOVD $0, R14
 pass:
@@ -42819,8 +42819,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ2_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ2_KDotProdx4(SB), NOSPLIT, $0-56
+// func dotQ2_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ2_KDotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e47f // movi v31.16b, #3
 	MOVD $0, R14
 pass:
@@ -44888,8 +44888,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ3_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_KDotProdx1(SB), NOSPLIT, $0-56
+// func dotQ3_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_KDotProdx1(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e47f // movi v31.16b, #3
 	WORD $0x4f00e49e // movi v30.16b, #4
@@ -47867,8 +47867,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ3_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ3_KDotProdx4(SB), NOSPLIT, $0-56
+// func dotQ3_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ3_KDotProdx4(SB), NOSPLIT, $0-64
 	MOVD $neonFloats<>(SB), R17
 	WORD $0x4f00e47f // movi v31.16b, #3
 	WORD $0x4f00e49e // movi v30.16b, #4
@@ -50245,8 +50245,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ4_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_KDotProdx1(SB), NOSPLIT, $0-56
+// func dotQ4_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_KDotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -51805,8 +51805,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ4_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ4_KDotProdx4(SB), NOSPLIT, $0-56
+// func dotQ4_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ4_KDotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $0, R14
 pass:
@@ -53308,8 +53308,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ5_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_KDotProdx1(SB), NOSPLIT, $0-56
+// func dotQ5_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_KDotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f00e61f // movi v31.16b, #16
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -55861,8 +55861,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ5_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ5_KDotProdx4(SB), NOSPLIT, $0-56
+// func dotQ5_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ5_KDotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f00e61f // movi v31.16b, #16
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -57861,8 +57861,8 @@ block:
 	BLT pass
 	RET
 
-// func dotQ6_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ6_KDotProdx1(SB), NOSPLIT, $0-56
+// func dotQ6_KDotProdx1(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ6_KDotProdx1(SB), NOSPLIT, $0-64
 	WORD $0x4f01e61f // movi v31.16b, #48
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -60370,8 +60370,8 @@ block:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func dotQ6_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)
-TEXT ·dotQ6_KDotProdx4(SB), NOSPLIT, $0-56
+// func dotQ6_KDotProdx4(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)
+TEXT ·dotQ6_KDotProdx4(SB), NOSPLIT, $0-64
 	WORD $0x4f01e61f // movi v31.16b, #48
 	WORD $0x4f00e5fe // movi v30.16b, #15
 	MOVD $0, R14
@@ -62512,8 +62512,8 @@ block:
 	BLT pass
 	RET
 
-// func colsF32NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF32NEONx1(SB), NOSPLIT, $0-48
+// func colsF32NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF32NEONx1(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -62604,8 +62604,8 @@ end:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsF32NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF32NEONx4(SB), NOSPLIT, $0-48
+// func colsF32NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF32NEONx4(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -62730,8 +62730,8 @@ end:
 	BLT pass
 	RET
 
-// func colsF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF16NEONx1(SB), NOSPLIT, $0-48
+// func colsF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF16NEONx1(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -62832,8 +62832,8 @@ end:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF16NEONx4(SB), NOSPLIT, $0-48
+// func colsF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF16NEONx4(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -62963,8 +62963,8 @@ end:
 	BLT pass
 	RET
 
-// func colsBF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsBF16NEONx1(SB), NOSPLIT, $0-48
+// func colsBF16NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsBF16NEONx1(SB), NOSPLIT, $0-56
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 32(R17), F31
 	MOVD $0, R14
@@ -63077,8 +63077,8 @@ end:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsBF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsBF16NEONx4(SB), NOSPLIT, $0-48
+// func colsBF16NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsBF16NEONx4(SB), NOSPLIT, $0-56
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 32(R17), F31
 	MOVD $0, R14
@@ -63221,8 +63221,8 @@ end:
 	BLT pass
 	RET
 
-// func colsInt8NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsInt8NEONx1(SB), NOSPLIT, $0-48
+// func colsInt8NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsInt8NEONx1(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -63348,8 +63348,8 @@ end:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsInt8NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsInt8NEONx4(SB), NOSPLIT, $0-48
+// func colsInt8NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsInt8NEONx4(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -63494,8 +63494,8 @@ end:
 	BLT pass
 	RET
 
-// func colsInt4NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsInt4NEONx1(SB), NOSPLIT, $0-48
+// func colsInt4NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsInt4NEONx1(SB), NOSPLIT, $0-56
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonGauss0<>(SB), R16
 	FMOVQ (R16), F30
@@ -63660,8 +63660,8 @@ end:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsInt4NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsInt4NEONx4(SB), NOSPLIT, $0-48
+// func colsInt4NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsInt4NEONx4(SB), NOSPLIT, $0-56
 	WORD $0x4f00e5ff // movi v31.16b, #15
 	MOVD $neonGauss0<>(SB), R16
 	FMOVQ (R16), F30
@@ -63850,8 +63850,8 @@ end:
 	BLT pass
 	RET
 
-// func colsF8_E4M3NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF8_E4M3NEONx1(SB), NOSPLIT, $0-48
+// func colsF8_E4M3NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF8_E4M3NEONx1(SB), NOSPLIT, $0-56
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 48(R17), F31
 	FMOVQ 64(R17), F30
@@ -63977,8 +63977,8 @@ inner:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsF8_E4M3NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF8_E4M3NEONx4(SB), NOSPLIT, $0-48
+// func colsF8_E4M3NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF8_E4M3NEONx4(SB), NOSPLIT, $0-56
 	MOVD $neonFloats<>(SB), R17
 	FMOVQ 48(R17), F31
 	FMOVQ 64(R17), F30
@@ -64122,8 +64122,8 @@ inner:
 	BLT pass
 	RET
 
-// func colsF8_E5M2NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF8_E5M2NEONx1(SB), NOSPLIT, $0-48
+// func colsF8_E5M2NEONx1(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF8_E5M2NEONx1(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0
@@ -64226,8 +64226,8 @@ inner:
 	FMOVQ F3, 48(R7)
 	RET
 
-// func colsF8_E5M2NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
-TEXT ·colsF8_E5M2NEONx4(SB), NOSPLIT, $0-48
+// func colsF8_E5M2NEONx4(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
+TEXT ·colsF8_E5M2NEONx4(SB), NOSPLIT, $0-56
 	MOVD $0, R14
 pass:
 	MOVD dst+0(FP), R0

@@ -4,11 +4,12 @@ package tensor
 
 import "slices"
 
-// A dotKernel adds to dst, [tokens][stride], the products of 16 packed rows with a tile of rounded activations.
-type dotKernel = func(dst *float32, stride int, w *byte, q *int8, d *float32, sums *uint32, blocks int)
+// A dotKernel adds to dst, [tokens][stride], the products of 16 packed rows with a tile of rounded activations. ahead is 0 if
+// the rows have been read just before, and what follows them is not to be fetched.
+type dotKernel = func(dst *float32, stride int, w *byte, q *int8, d *float32, sums *uint32, blocks, ahead int)
 
 // A colKernel adds to dst, [tokens][stride], the products of 16 packed rows with activations x, [tokens][xstride].
-type colKernel = func(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)
+type colKernel = func(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
 
 // roundRow rounds x by blocks of 32 that lie step blocks apart in q, d and halves.
 func roundRow(isa ISA, q []int8, d []float32, halves []int32, x []float32, step int) {
@@ -74,16 +75,16 @@ func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 		for g := lo; g < hi; g++ {
 			w := d.W.group(g)
 			rows := min(d.W.Rows-g*Lanes, Lanes)
-			for _, t := range tiles[:n] {
-				at := t.first * per
+			for i, t := range tiles[:n] {
+				at, ahead := t.first*per, first(i)
 				kernel := kernels[slices.Index(tileSizes[:], t.tokens)]
 				dst := d.Dst[t.first*d.Stride+g*Lanes:]
 				if rows == Lanes {
-					kernel(&dst[0], d.Stride, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len)
+					kernel(&dst[0], d.Stride, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len, ahead)
 					continue
 				}
 				var r part
-				kernel(&r[0], Lanes, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len)
+				kernel(&r[0], Lanes, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len, ahead)
 				r.addTo(dst, d.Stride, rows, t.tokens)
 			}
 		}
@@ -94,12 +95,21 @@ func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 // multiplyCols computes rows w, from group lo on, for tokens first to end.
 func multiplyCols(isa ISA, d *Product, w Matrix, lo int, in *Input, first, end int) {
 	for t := first; t < end; t += batch {
-		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(batch, end-t))
+		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(batch, end-t), 1)
 	}
 }
 
-// addCols adds to dst, [tokens][stride], the product of a matrix that is not quantised with x, [tokens][xstride].
-func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens int) {
+// first is 1 for 0.
+func first(i int) int {
+	if i == 0 {
+		return 1
+	}
+	return 0
+}
+
+// addCols adds to dst, [tokens][stride], the product of a matrix that is not quantised with x, [tokens][xstride]. ahead is 1 if
+// the matrix goes on in memory where its rows end.
+func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens, ahead int) {
 	if isa == Scalar {
 		addColsScalar(dst, stride, w, x, xstride, tokens)
 		return
@@ -111,10 +121,10 @@ func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride,
 		for t := 0; t < tokens; {
 			kernel, n := widest(kernels, tokens-t)
 			if rows == Lanes {
-				kernel(&dst[t*stride+g*Lanes], stride, &data[0], &x[t*xstride], xstride, w.Cols)
+				kernel(&dst[t*stride+g*Lanes], stride, &data[0], &x[t*xstride], xstride, w.Cols, ahead*first(t))
 			} else {
 				var r part
-				kernel(&r[0], Lanes, &data[0], &x[t*xstride], xstride, w.Cols)
+				kernel(&r[0], Lanes, &data[0], &x[t*xstride], xstride, w.Cols, ahead*first(t))
 				r.addTo(dst[t*stride+g*Lanes:], stride, rows, n)
 			}
 			t += n

@@ -11,13 +11,13 @@ import (
 // cols writes the kernel of a type that is not quantised: 16 rows times float activations of some tokens, column by column. It returns the name.
 func cols(f string, v vectors, tokens int) string {
 	name := fmt.Sprintf("cols%s%sx%d", f, v.isa(), tokens)
-	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)")
+	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)")
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s adds the products of 16 packed rows of %s with %d token(s), xstride floats apart.", name, f, tokens))
 	size := map[string]int{"F32": 64, "F16": 32, "BF16": 32, "Int8": 16, "Int4": 8}[f] // bytes of a column
 	for i, halves := range v.passes(tokens) {
 		w, n := Load(Param("w"), GP64()), Load(Param("cols"), GP64())
-		x := strided("x", "xstride", tokens)
+		x, fetch := strided("x", "xstride", tokens), newFetcher(tokens)
 		chains := max(1, 4/tokens) // sums of their own, to hide that each waits for the one before
 		acc := make([][]VecVirtual, chains)
 		results(tokens, halves, v, func(_, _ int, m Mem) { acc[0] = append(acc[0], v.load(m)) })
@@ -31,9 +31,7 @@ func cols(f string, v vectors, tokens int) string {
 			for c := 0; c < steps; {
 				c += columns(f, v, w, x, tokens, halves, c, acc)
 			}
-			if tokens == 1 {
-				prefetch(w, 0, size*steps)
-			}
+			fetch.prefetch(i, w, 0, size*steps)
 			ADDQ(U32(uint32(size*steps)), w)
 			for _, b := range x.bases {
 				ADDQ(U32(uint32(4*steps)), b)

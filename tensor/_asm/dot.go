@@ -18,10 +18,10 @@ type kernel struct {
 	nothing VecVirtual // zeros, for wide vectors
 }
 
-// dot writes the kernel of a format. It adds to dst, whose tokens are stride floats apart. It returns the name.
+// dot writes the kernel of a format. It adds to dst, whose tokens are stride floats apart. ahead is 0 if the weights are near already. It returns the name.
 func dot(f format, v vectors, tokens int) string {
 	name := fmt.Sprintf("dot%s%sx%d", f.name, v.isa(), tokens)
-	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)")
+	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)")
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s adds the products of 16 packed rows of %s with %d token(s).", name, f.name, tokens))
 	for i, halves := range v.passes(tokens) {
@@ -29,6 +29,7 @@ func dot(f format, v vectors, tokens int) string {
 		k.w = Load(Param("w"), GP64())
 		k.q, k.d, k.s = Load(Param("q"), GP64()), Load(Param("d"), GP64()), Load(Param("s"), GP64())
 		blocks := Load(Param("blocks"), GP64())
+		fetch := newFetcher(tokens)
 		k.acc = make([][]VecVirtual, tokens)
 		results(tokens, halves, v, func(t, h int, m Mem) { k.acc[t] = append(k.acc[t], v.load(m)) })
 		if v.wide {
@@ -41,10 +42,8 @@ func dot(f format, v vectors, tokens int) string {
 				k.half = half
 				k.unit(u, h)
 			}
-			if tokens == 1 {
-				// A unit's share at a time: many at once would wait for each other.
-				prefetch(k.w, u*f.bytes*16/f.units, (u+1)*f.bytes*16/f.units)
-			}
+			// A unit's share at a time: many at once would wait for each other.
+			fetch.prefetch(i, k.w, u*f.bytes*16/f.units, (u+1)*f.bytes*16/f.units)
 		}
 		ADDQ(U32(uint32(f.units*tokens*32)), k.q)
 		ADDQ(U32(uint32(f.units*tokens*4)), k.d)
@@ -72,12 +71,41 @@ func results(tokens int, halves []int, v vectors, visit func(t, h int, m Mem)) {
 	}
 }
 
-// prefetch asks for the lines that begin from byte from to byte to on and are read a page later: the hardware's own
+// prefetchBy is how far ahead of what is multiplied memory is asked for: nearer, weights that are dear to take apart come too late.
+const prefetchBy = 8192
+
+// prefetch asks for the lines that begin from byte from to byte to on and are read two pages later: the hardware's own
 // prefetching stops at page boundaries.
 func prefetch(w Register, from, to int) {
 	for line := (from + 63) / 64 * 64; line < to; line += 64 {
-		PREFETCHT0(Mem{Base: w, Disp: 4096 + line})
+		PREFETCHT0(Mem{Base: w, Disp: prefetchBy + line})
 	}
+}
+
+// A fetcher asks for memory ahead if the kernel's caller says that it is read for the first time; one token's always is.
+type fetcher struct {
+	ahead  Register // nil for one token
+	labels int
+}
+
+func newFetcher(tokens int) *fetcher {
+	if tokens == 1 {
+		return &fetcher{}
+	}
+	return &fetcher{ahead: Load(Param("ahead"), GP64())}
+}
+
+func (f *fetcher) prefetch(pass int, w Register, from, to int) {
+	if f.ahead == nil {
+		prefetch(w, from, to)
+		return
+	}
+	f.labels++
+	near := fmt.Sprintf("near%d_%d", pass, f.labels)
+	TESTQ(f.ahead, f.ahead)
+	JZ(LabelRef(near))
+	prefetch(w, from, to)
+	Label(near)
 }
 
 // Where a token's part of a unit lies: tokens are interleaved block by block.

@@ -56,12 +56,12 @@ func (e eight) scale(v vectors, w Register, half int) VecVirtual {
 // cols writes the kernel of 16 rows times float activations of some tokens, as those of other floats. It returns the name.
 func (e eight) cols(v vectors, tokens int) string {
 	name := fmt.Sprintf("cols%s%sx%d", e.name, v.isa(), tokens)
-	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)")
+	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)")
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s adds the products of 16 packed rows of %s with %d token(s), xstride floats apart.", name, e.name, tokens))
 	for i, halves := range v.passes(tokens) {
 		w, n := Load(Param("w"), GP64()), Load(Param("cols"), GP64())
-		x := strided("x", "xstride", tokens)
+		x, fetch := strided("x", "xstride", tokens), newFetcher(tokens)
 		acc := make([][]VecVirtual, tokens)
 		results(tokens, halves, v, func(t, _ int, m Mem) { acc[t] = append(acc[t], v.load(m)) })
 		block := fmt.Sprintf("block%d", i)
@@ -87,8 +87,8 @@ func (e eight) cols(v vectors, tokens int) string {
 					VFMADD231PS(b, vec, sum)
 				}
 			}
-			if tokens == 1 {
-				prefetch(w, c*eightBytes/eightColumns, (c+1)*eightBytes/eightColumns)
+			if c%4 == 3 {
+				fetch.prefetch(i, w, (c-3)*eightBytes/eightColumns, (c+1)*eightBytes/eightColumns)
 			}
 		}
 		for h, half := range halves {

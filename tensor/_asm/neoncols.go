@@ -40,7 +40,7 @@ func neonCol(file *neonFile, f string, tokens int) string {
 	c.fold(c.acc)
 	c.results(tokens, c.quarters, func(t, h, offset int) { c.store(c.acc[0][t][h], "R7", offset) })
 	c.nextPass(c.quarters)
-	c.end("(dst *float32, stride int, w *byte, x *float32, xstride int, cols int)", 48,
+	c.end("(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)", 56,
 		fmt.Sprintf("adds the products of 16 packed rows of %s with %d token(s), xstride floats apart.", f, tokens))
 	return name
 }

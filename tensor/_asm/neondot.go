@@ -63,7 +63,7 @@ func neonDot(file *neonFile, f format, dotprod bool, tokens int) string {
 	k.op("BNE block")
 	k.results(tokens, quarters, func(t, h, offset int) { k.store(acc[t][h], "R7", offset) })
 	k.nextPass(quarters)
-	k.end("(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks int)", 56,
+	k.end("(dst *float32, stride int, w *byte, q *int8, d *float32, s *uint32, blocks, ahead int)", 64,
 		fmt.Sprintf("adds the products of 16 packed rows of %s with %d token(s).", f.name, tokens))
 	return name
 }
