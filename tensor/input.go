@@ -21,6 +21,8 @@ type Input struct {
 	// The BF16 form, for AMX, of the tokens in many, in one plane or two: [tile of 16][cols/32][planes][16][32].
 	// The first of the two is the nearest to a number, the second what is left.
 	bf16 [2][]uint16
+	// For AVX-512, of all tokens: [tokens][cols].
+	short []uint16
 }
 
 // A tile is tokens that are multiplied at once.
@@ -55,13 +57,14 @@ func (in *Input) Set(x []float32, tokens, cols int, many ...Range) {
 	for i := range in.bf16 {
 		in.bf16[i] = in.bf16[i][:0]
 	}
+	in.short = in.short[:0]
 }
 
 // tile cuts the tokens that are not in ranges of many into tiles.
 func (in *Input) tile(isa ISA, many []Range) {
 	first := 0
 	for _, r := range append(many[:len(many):len(many)], Range{in.tokens, in.tokens}) {
-		sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AMX: 3, NEON: 2, DotProd: 2}[isa]]
+		sizes := tileSizes[:map[ISA]int{Scalar: 1, AVX2: 2, AVX512: 3, AVX512BF16: 3, AMX: 3, NEON: 2, DotProd: 2}[isa]]
 		for first < r.From {
 			n := sizes[len(sizes)-1]
 			for ; n > r.From-first; n = sizes[len(sizes)-1] {

@@ -24,12 +24,15 @@ func Best() ISA { return asked() }
 
 var asked = sync.OnceValue(func() ISA {
 	x := &cpu.X86
-	if best < AVX512 || !x.HasAMXTile || !x.HasAMXInt8 || !x.HasAMXBF16 {
+	if best < AVX512 || !x.HasAVX512BF16 {
 		return best
+	}
+	if !x.HasAMXTile || !x.HasAMXInt8 || !x.HasAMXBF16 {
+		return AVX512BF16
 	}
 	const request, tileData = 0x1023, 18 // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
 	if _, _, err := unix.RawSyscall(unix.SYS_ARCH_PRCTL, request, tileData, 0); err != 0 {
-		return best
+		return AVX512BF16
 	}
 	return AMX
 })

@@ -20,6 +20,6 @@ func (i ISA) kernels() ISA { return i }
 
 func (p *Pool) tiled(*Input) []Range { return nil }
 
-func (in *Input) split(*Pool, int) {}
+func (in *Input) split(*Pool, Type) {}
 
-func (p *Pool) multiplyTiles(*Product, *Input, int, int) {}
+func (p *Pool) multiplyMany(*Product, *Input, int, int) []Range { return nil }

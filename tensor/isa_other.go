@@ -15,7 +15,7 @@ func roundRow(_ ISA, q []int8, d []float32, halves []int32, x []float32, step in
 
 func (p *Pool) tiled(*Input) []Range { return nil }
 
-func (in *Input) split(*Pool, int) {}
+func (in *Input) split(*Pool, Type) {}
 
 func (p *Pool) multiply(d *Product, in *Input, lo, hi int) { multiplyScalar(d, in, lo, hi) }
 

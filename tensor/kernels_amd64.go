@@ -678,6 +678,17 @@ func tiles2x2(dst *float32, w0 *uint16, w1 *uint16, x0 *uint16, x1 *uint16, unit
 //go:noescape
 func addTile(dst *float32, stride int, tile *float32)
 
+// pairsBF16 adds the products of w0 and of w1, 16 packed rows of BF16 each, with 8 tokens in BF16, xstride numbers apart.
+// Those of w1 go to dst 16 floats on. cols is a multiple of 8.
+//
+//go:noescape
+func pairsBF16(dst *float32, stride int, w0 *byte, w1 *byte, x *uint16, xstride int, cols int, ahead int)
+
+// shorten rounds n numbers, a multiple of 16, to the nearest in BF16.
+//
+//go:noescape
+func shorten(dst *uint16, x *float32, n int)
+
 // splitRow1 writes units of 32 numbers as 1 BF16 each: the nearest, and if two 1024 bytes on the rest; a unit is 1024 bytes on.
 //
 //go:noescape

@@ -84703,6 +84703,535 @@ TEXT ·addTile(SB), NOSPLIT, $0-24
 	VZEROUPPER
 	RET
 
+// func pairsBF16(dst *float32, stride int, w0 *byte, w1 *byte, x *uint16, xstride int, cols int, ahead int)
+// Requires: AVX, AVX512F, MMX+
+TEXT ·pairsBF16(SB), NOSPLIT, $0-64
+	MOVQ    w0+16(FP), AX
+	MOVQ    w1+24(FP), CX
+	MOVQ    cols+48(FP), DX
+	MOVQ    ahead+56(FP), BX
+	MOVQ    x+32(FP), SI
+	MOVQ    xstride+40(FP), DI
+	SHLQ    $0x01, DI
+	LEAQ    (DI)(DI*2), R8
+	LEAQ    (SI)(DI*4), R9
+	MOVQ    dst+0(FP), R10
+	MOVQ    stride+8(FP), R11
+	VMOVUPS (R10), Z0
+	VMOVUPS 64(R10), Z1
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z2
+	VMOVUPS 64(R10), Z3
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z4
+	VMOVUPS 64(R10), Z5
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z6
+	VMOVUPS 64(R10), Z7
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z8
+	VMOVUPS 64(R10), Z9
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z10
+	VMOVUPS 64(R10), Z11
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z12
+	VMOVUPS 64(R10), Z13
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS (R10), Z14
+	VMOVUPS 64(R10), Z15
+
+loop:
+	VMOVUPS      (AX), Z28
+	VMOVUPS      (CX), Z29
+	VPBROADCASTD (SI), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD (SI)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD (SI)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD (SI)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VPBROADCASTD (R9), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD (R9)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD (R9)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD (R9)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VMOVUPS      64(AX), Z28
+	VMOVUPS      64(CX), Z29
+	VPBROADCASTD 4(SI), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 4(SI)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 4(SI)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 4(SI)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VPBROADCASTD 4(R9), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 4(R9)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 4(R9)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 4(R9)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VMOVUPS      128(AX), Z28
+	VMOVUPS      128(CX), Z29
+	VPBROADCASTD 8(SI), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 8(SI)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 8(SI)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 8(SI)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VPBROADCASTD 8(R9), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 8(R9)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 8(R9)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 8(R9)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VMOVUPS      192(AX), Z28
+	VMOVUPS      192(CX), Z29
+	VPBROADCASTD 12(SI), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 12(SI)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 12(SI)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 12(SI)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x92
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	VPBROADCASTD 12(R9), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xc7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xcf
+	VPBROADCASTD 12(R9)(DI*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xd6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xde
+	VPBROADCASTD 12(R9)(DI*2), Z31
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xe7
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xef
+	VPBROADCASTD 12(R9)(R8*1), Z30
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x1e
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xf6
+	BYTE         $0x62
+	BYTE         $0x12
+	BYTE         $0x16
+	BYTE         $0x40
+	BYTE         $0x52
+	BYTE         $0xfe
+	TESTQ        BX, BX
+	JZ           near
+	PREFETCHT0   8192(AX)
+	PREFETCHT0   8256(AX)
+	PREFETCHT0   8320(AX)
+	PREFETCHT0   8384(AX)
+	PREFETCHT0   8192(CX)
+	PREFETCHT0   8256(CX)
+	PREFETCHT0   8320(CX)
+	PREFETCHT0   8384(CX)
+
+near:
+	ADDQ    $0x00000100, AX
+	ADDQ    $0x00000100, CX
+	ADDQ    $0x00000010, SI
+	ADDQ    $0x00000010, R9
+	SUBQ    $0x08, DX
+	JG      loop
+	MOVQ    dst+0(FP), R10
+	MOVQ    stride+8(FP), R11
+	VMOVUPS Z0, (R10)
+	VMOVUPS Z1, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z2, (R10)
+	VMOVUPS Z3, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z4, (R10)
+	VMOVUPS Z5, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z6, (R10)
+	VMOVUPS Z7, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z8, (R10)
+	VMOVUPS Z9, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z10, (R10)
+	VMOVUPS Z11, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z12, (R10)
+	VMOVUPS Z13, 64(R10)
+	LEAQ    (R10)(R11*4), R10
+	VMOVUPS Z14, (R10)
+	VMOVUPS Z15, 64(R10)
+	VZEROUPPER
+	RET
+
+// func shorten(dst *uint16, x *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·shorten(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+16(FP), DX
+
+next:
+	VMOVUPS (CX), Z0
+	VPADDD  dwords00008000<>+0(SB), Z0, Z0
+	VPSRLD  $0x10, Z0, Z0
+	VPMOVDW Z0, Y0
+	VMOVUPS Y0, (AX)
+	ADDQ    $0x40, CX
+	ADDQ    $0x20, AX
+	SUBQ    $0x10, DX
+	JG      next
+	VZEROUPPER
+	RET
+
 // func splitRow1(dst *uint16, x *float32, units int)
 // Requires: AVX, AVX512F
 TEXT ·splitRow1(SB), NOSPLIT, $0-24

@@ -10,7 +10,7 @@ import (
 
 // isas returns what this machine can run beside the reference.
 func isas() []ISA {
-	all := map[string][]ISA{"amd64": {AVX2, AVX512, AMX}, "arm64": {NEON, DotProd}}[runtime.GOARCH]
+	all := map[string][]ISA{"amd64": {AVX2, AVX512, AVX512BF16, AMX}, "arm64": {NEON, DotProd}}[runtime.GOARCH]
 	return slices.DeleteFunc(all, func(i ISA) bool { return i > Best() })
 }
 
@@ -94,7 +94,7 @@ func TestKernelsComputeWhatTheReferenceDoes(t *testing.T) {
 			for _, isa := range isas() {
 				got := product(isa, 2, m, x, tokens)
 				want := want
-				if isa == AMX && typ.Quantised() { // many are rounded to BF16, as are weights, and not to int8
+				if isa == AMX && typ.Quantised() || isa == AVX512BF16 && typ == BF16 { // many are rounded to BF16
 					want = slices.Clone(want)
 					stride := m.Rows + 3
 					for _, r := range many(tokens) {

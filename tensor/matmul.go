@@ -17,11 +17,9 @@ func (p *Pool) MatMul(in *Input, products ...Product) {
 		if d.W.Cols != in.cols {
 			panic("tensor: a matrix has other columns than its input") // as an index out of range
 		}
+		in.split(p, d.W.Type)
 		if d.W.Type.Quantised() {
-			in.split(p, 1)
 			in.round(p, formats[d.W.Type].sums, p.tiled(in))
-		} else {
-			in.split(p, 2)
 		}
 		if d.Stride == 0 {
 			d.Stride = d.W.Rows

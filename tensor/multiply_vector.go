@@ -35,15 +35,13 @@ func (p *Pool) multiply(d *Product, in *Input, lo, hi int) {
 			clear(d.Dst[t*d.Stride+lo*Lanes:][:rows])
 		}
 	}
-	if len(p.tiled(in)) > 0 {
-		p.multiplyTiles(d, in, lo, hi)
-	}
+	many := p.multiplyMany(d, in, lo, hi)
 	if d.W.Type.Quantised() {
 		multiplyDot(p.isa, d, in, lo, hi)
 		return
 	}
 	w, first := d.W.SliceRows(lo*Lanes, min(hi*Lanes, d.W.Rows)), 0
-	for _, r := range p.tiled(in) {
+	for _, r := range many {
 		multiplyCols(p.isa, d, w, lo, in, first, r.From)
 		first = r.To
 	}

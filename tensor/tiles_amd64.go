@@ -33,8 +33,17 @@ func (p *Pool) tiled(in *Input) []Range {
 	return in.many
 }
 
-// split makes the BF16 form with as many planes, once, of the tokens in tiles.
-func (in *Input) split(p *Pool, planes int) {
+// split makes what multiplyMany takes, once: the BF16 form of the tokens in tiles, with as many planes as the type of the weights
+// needs, or that of all tokens.
+func (in *Input) split(p *Pool, w Type) {
+	if p.paired(in, w) {
+		in.shorten(p)
+		return
+	}
+	planes := 2
+	if w.Quantised() {
+		planes = 1
+	}
 	many, units := p.tiled(in), in.cols/columns
 	if len(in.bf16[planes-1]) > 0 || len(many) == 0 {
 		return
@@ -69,6 +78,19 @@ func aligned(b []uint16, n int) []uint16 {
 	}
 	b = make([]uint16, n+line/2)
 	return b[-uintptr(unsafe.Pointer(&b[0]))&(line-1)/2:][:n]
+}
+
+// multiplyMany computes groups lo to hi of rows for the ranges of tokens that it returns.
+func (p *Pool) multiplyMany(d *Product, in *Input, lo, hi int) []Range {
+	switch {
+	case p.paired(in, d.W.Type):
+		multiplyPairs(d, in, lo, hi)
+		return in.many
+	case len(p.tiled(in)) > 0:
+		p.multiplyTiles(d, in, lo, hi)
+		return in.many
+	}
+	return nil
 }
 
 // multiplyTiles computes groups lo to hi of rows for the tokens in tiles.

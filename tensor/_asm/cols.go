@@ -17,7 +17,7 @@ func cols(f string, v vectors, tokens int) string {
 	size := map[string]int{"F32": 64, "F16": 32, "BF16": 32, "Int8": 16, "Int4": 8}[f] // bytes of a column
 	for i, halves := range v.passes(tokens) {
 		w, n := Load(Param("w"), GP64()), Load(Param("cols"), GP64())
-		x, fetch := strided("x", "xstride", tokens), newFetcher(tokens)
+		x, fetch := strided("x", "xstride", tokens, 4), newFetcher(tokens)
 		chains := max(1, 4/tokens) // sums of their own, to hide that each waits for the one before
 		acc := make([][]VecVirtual, chains)
 		results(tokens, halves, v, func(_, _ int, m Mem) { acc[0] = append(acc[0], v.load(m)) })
@@ -119,13 +119,14 @@ type strides struct {
 	one, three Register
 }
 
-func strided(base, stride string, rows int) strides {
+// strided makes it of two parameters: the stride is in numbers of size bytes.
+func strided(base, stride string, rows, size int) strides {
 	s := strides{bases: []Register{Load(Param(base), GP64())}}
 	if rows == 1 {
 		return s
 	}
 	one := Load(Param(stride), GP64())
-	SHLQ(Imm(2), one)
+	SHLQ(Imm(uint64(size/2)), one)
 	s.one = one
 	if rows > 2 {
 		three := GP64()

@@ -61,7 +61,7 @@ func (e eight) cols(v vectors, tokens int) string {
 	Doc(fmt.Sprintf("%s adds the products of 16 packed rows of %s with %d token(s), xstride floats apart.", name, e.name, tokens))
 	for i, halves := range v.passes(tokens) {
 		w, n := Load(Param("w"), GP64()), Load(Param("cols"), GP64())
-		x, fetch := strided("x", "xstride", tokens), newFetcher(tokens)
+		x, fetch := strided("x", "xstride", tokens, 4), newFetcher(tokens)
 		acc := make([][]VecVirtual, tokens)
 		results(tokens, halves, v, func(t, _ int, m Mem) { acc[t] = append(acc[t], v.load(m)) })
 		block := fmt.Sprintf("block%d", i)

@@ -53,6 +53,8 @@ func main() {
 	tiles(1, 2)
 	tiles(2, 2)
 	addTile()
+	pairs()
+	shorten()
 	splitRow(1)
 	splitRow(2)
 	splitCols("F16", 32)
