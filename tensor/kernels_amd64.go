@@ -655,6 +655,46 @@ func expandQ5_K(dst *uint16, w *byte, blocks int)
 //go:noescape
 func expandQ6_K(dst *uint16, w *byte, blocks int)
 
+// twoQ4_0 adds the products of w0 and of w1, 16 packed rows of Q4_0 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ4_0(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ3_0 adds the products of w0 and of w1, 16 packed rows of Q3_0 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ3_0(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ3_1 adds the products of w0 and of w1, 16 packed rows of Q3_1 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ3_1(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ4_1 adds the products of w0 and of w1, 16 packed rows of Q4_1 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ4_1(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ5_0 adds the products of w0 and of w1, 16 packed rows of Q5_0 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ5_0(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ5_1 adds the products of w0 and of w1, 16 packed rows of Q5_1 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ5_1(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ8_0 adds the products of w0 and of w1, 16 packed rows of Q8_0 each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ8_0(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoIQ4_NL adds the products of w0 and of w1, 16 packed rows of IQ4_NL each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoIQ4_NL(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
 // tiles1x1 writes the products of units of 32 columns: of x0 with w0 and w1, and of x1 with both, each [16 tokens][16 rows].
 // A unit has 1 BF16 for each weight and 1 for each activation.
 //

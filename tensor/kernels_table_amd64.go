@@ -58,6 +58,17 @@ var colKernels = map[ISA]map[Type][len(tileSizes)]colKernel{
 	},
 }
 
+var twoKernels = map[Type]twoKernel{
+	Q4_0:   twoQ4_0,
+	Q3_0:   twoQ3_0,
+	Q3_1:   twoQ3_1,
+	Q4_1:   twoQ4_1,
+	Q5_0:   twoQ5_0,
+	Q5_1:   twoQ5_1,
+	Q8_0:   twoQ8_0,
+	IQ4_NL: twoIQ4_NL,
+}
+
 var expanders = map[Type]expander{
 	Q4_0:   expandQ4_0,
 	Q3_0:   expandQ3_0,

@@ -39,6 +39,9 @@ var dotKernels = map[ISA]map[Type][len(tileSizes)]dotKernel{
 	},
 }
 
+// There are too few registers for two groups.
+var twoKernels map[Type]twoKernel
+
 var neonCols = map[Type][len(tileSizes)]colKernel{
 	F32:     {0: colsF32NEONx1, 1: colsF32NEONx4},
 	F16:     {0: colsF16NEONx1, 1: colsF16NEONx4},

@@ -4,9 +4,12 @@ package tensor
 
 import "slices"
 
-// A dotKernel adds to dst, [tokens][stride], the products of 16 packed rows with a tile of rounded activations. ahead is 0 if
-// the rows have been read just before, and what follows them is not to be fetched.
+// A dotKernel adds to dst, [tokens][stride], the products of 16 packed rows with a tile of rounded activations. ahead is how
+// many bytes after what it reads it asks for memory, or 0 if nothing is to be fetched.
 type dotKernel = func(dst *float32, stride int, w *byte, q *int8, d *float32, sums *uint32, blocks, ahead int)
+
+// A twoKernel adds to dst the products of two groups of 16 packed rows with a tile of eight tokens.
+type twoKernel = func(dst *float32, stride int, w0, w1 *byte, q *int8, d *float32, sums *uint32, blocks, ahead int)
 
 // A colKernel adds to dst, [tokens][stride], the products of 16 packed rows with activations x, [tokens][xstride].
 type colKernel = func(dst *float32, stride int, w *byte, x *float32, xstride int, cols, ahead int)
@@ -58,55 +61,84 @@ func (r *part) addTo(dst []float32, stride, rows, tokens int) {
 	}
 }
 
+// A dotProduct is what multiplying groups of rows with tokens that were rounded to int8 takes.
+type dotProduct struct {
+	*Product
+	in      *Input
+	f       *format
+	kernels [len(tileSizes)]dotKernel
+	two     twoKernel // nil if there is none
+	sums    []uint32
+}
+
 // multiplyDot computes groups lo to hi of rows for the tokens that were rounded to int8.
 func multiplyDot(isa ISA, d *Product, in *Input, lo, hi int) {
 	f := formats[d.W.Type]
-	kernels := dotKernels[isa.kernels()][d.W.Type]
-	sums := in.sums[f.sums]
-	per := in.cols / columns
+	p := dotProduct{d, in, f, dotKernels[isa.kernels()][d.W.Type], nil, in.sums[f.sums]}
+	if isa.kernels() == AVX512 {
+		p.two = twoKernels[d.W.Type]
+	}
 	tiles := in.tiles
 	for len(tiles) > 0 {
 		n := 1
 		for n < len(tiles) && tiles[n].first < tiles[0].first+batch {
 			n++
 		}
-		for g := lo; g < hi; g++ {
-			w := d.W.group(g)
-			rows := min(d.W.Rows-g*Lanes, Lanes)
-			for i, t := range tiles[:n] {
-				at, ahead := t.first*per, first(i)
-				kernel := kernels[slices.Index(tileSizes[:], t.tokens)]
-				dst := d.Dst[t.first*d.Stride+g*Lanes:]
-				if rows == Lanes {
-					kernel(&dst[0], d.Stride, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len, ahead)
-					continue
-				}
-				var r part
-				kernel(&r[0], Lanes, &w[0], &in.q[at*columns], &in.d[at], &sums[at*f.sums.parts], in.cols/f.len, ahead)
-				r.addTo(dst, d.Stride, rows, t.tokens)
-			}
+		for g := lo; g < hi; {
+			g += p.multiply(tiles[:n], g, hi-g)
 		}
 		tiles = tiles[n:]
 	}
 }
 
+// multiply computes groups of rows from g on, at most so many, for tiles of tokens. It returns how many.
+func (p *dotProduct) multiply(tiles []tile, g, most int) int {
+	in, rows, groups := p.in, min(p.W.Rows-g*Lanes, Lanes), 1
+	if p.two != nil && most > 1 && p.W.Rows >= (g+2)*Lanes && tiles[0].tokens == tileSizes[2] {
+		groups = 2
+	}
+	per, size := in.cols/columns, in.cols/p.f.len
+	for i, t := range tiles {
+		at, ahead := t.first*per, fetch(i, prefetchBy)
+		q, steps, sums := &in.q[at*columns], &in.d[at], &p.sums[at*p.f.sums.parts]
+		kernel := p.kernels[slices.Index(tileSizes[:], t.tokens)]
+		dst := p.Dst[t.first*p.Stride+g*Lanes:]
+		switch {
+		case rows < Lanes:
+			var r part
+			kernel(&r[0], Lanes, &p.W.group(g)[0], q, steps, sums, size, ahead)
+			r.addTo(dst, p.Stride, rows, t.tokens)
+		case groups == 2 && t.tokens == tileSizes[2]: // ahead are the next two
+			p.two(&dst[0], p.Stride, &p.W.group(g)[0], &p.W.group(g + 1)[0], q, steps, sums, size, fetch(i, 2*p.W.stride))
+		default:
+			for i := range groups {
+				kernel(&dst[i*Lanes], p.Stride, &p.W.group(g + i)[0], q, steps, sums, size, ahead)
+			}
+		}
+	}
+	return groups
+}
+
 // multiplyCols computes rows w, from group lo on, for tokens first to end.
 func multiplyCols(isa ISA, d *Product, w Matrix, lo int, in *Input, first, end int) {
 	for t := first; t < end; t += batch {
-		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(batch, end-t), 1)
+		addCols(isa, d.Dst[t*d.Stride+lo*Lanes:], d.Stride, w, in.x[t*in.cols:], in.cols, min(batch, end-t), prefetchBy)
 	}
 }
 
-// first is 1 for 0.
-func first(i int) int {
+// prefetchBy is how far ahead weights are asked for when they are read for the first time.
+const prefetchBy = 8192
+
+// fetch is how far ahead the i-th tile of tokens asks for the weights that all of them read.
+func fetch(i, by int) int {
 	if i == 0 {
-		return 1
+		return by
 	}
 	return 0
 }
 
-// addCols adds to dst, [tokens][stride], the product of a matrix that is not quantised with x, [tokens][xstride]. ahead is 1 if
-// the matrix goes on in memory where its rows end.
+// addCols adds to dst, [tokens][stride], the product of a matrix that is not quantised with x, [tokens][xstride]. ahead is
+// prefetchBy, or 0 if the matrix is as small as a page of keys.
 func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride, tokens, ahead int) {
 	if isa == Scalar {
 		addColsScalar(dst, stride, w, x, xstride, tokens)
@@ -119,10 +151,10 @@ func addCols(isa ISA, dst []float32, stride int, w Matrix, x []float32, xstride,
 		for t := 0; t < tokens; {
 			kernel, n := widest(kernels, tokens-t)
 			if rows == Lanes {
-				kernel(&dst[t*stride+g*Lanes], stride, &data[0], &x[t*xstride], xstride, w.Cols, ahead*first(t))
+				kernel(&dst[t*stride+g*Lanes], stride, &data[0], &x[t*xstride], xstride, w.Cols, fetch(t, ahead))
 			} else {
 				var r part
-				kernel(&r[0], Lanes, &data[0], &x[t*xstride], xstride, w.Cols, ahead*first(t))
+				kernel(&r[0], Lanes, &data[0], &x[t*xstride], xstride, w.Cols, fetch(t, ahead))
 				r.addTo(dst[t*stride+g*Lanes:], stride, rows, n)
 			}
 			t += n

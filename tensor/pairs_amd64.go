@@ -48,7 +48,7 @@ func multiplyPair(d *Product, in *Input, g, groups, t, end, c, n int) {
 		w1 = &d.W.group(g + 1)[c*size]
 	}
 	rows := min(d.W.Rows-g*Lanes, groups*Lanes)
-	for ahead := 1; t < end; t, ahead = t+pairTokens, 0 {
+	for ahead := prefetchBy; t < end; t, ahead = t+pairTokens, 0 {
 		x, dst := &in.short[t*in.cols+c], d.Dst[t*d.Stride+g*Lanes:]
 		if rows == 2*Lanes {
 			pairsBF16(&dst[0], d.Stride, w0, w1, x, in.cols, n, ahead)

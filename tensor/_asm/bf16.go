@@ -67,7 +67,7 @@ func pairs() {
 	TESTQ(ahead, ahead)
 	JZ(LabelRef("near"))
 	for g := range base {
-		prefetch(base[g], 0, 64*steps)
+		prefetch(base[g], ahead, 0, 64*steps)
 	}
 	Label("near")
 	for g := range base {

@@ -169,7 +169,7 @@ func sweep() {
 	for i := range acc {
 		v.or(Mem{Base: p, Disp: 32 * i}, acc[i])
 	}
-	prefetch(p, 0, 256)
+	prefetch(p, nil, 0, 256)
 	ADDQ(U32(256), p)
 	SUBQ(U32(256), n)
 	JNZ(LabelRef("loop"))

@@ -71,18 +71,24 @@ func results(tokens int, halves []int, v vectors, visit func(t, h int, m Mem)) {
 	}
 }
 
-// prefetchBy is how far ahead of what is multiplied memory is asked for: nearer, weights that are dear to take apart come too late.
-const prefetchBy = 8192
-
-// prefetch asks for the lines that begin from byte from to byte to on and are read two pages later: the hardware's own
+// prefetch asks for the lines that begin from byte from to byte to on of what is read ahead bytes later: the hardware's own
 // prefetching stops at page boundaries.
-func prefetch(w Register, from, to int) {
+func prefetch(w Register, ahead Register, from, to int) {
 	for line := (from + 63) / 64 * 64; line < to; line += 64 {
-		PREFETCHT0(Mem{Base: w, Disp: prefetchBy + line})
+		m := Mem{Base: w, Disp: line}
+		if ahead == nil {
+			m.Disp += prefetchBy
+		} else {
+			m.Index, m.Scale = ahead, 1
+		}
+		PREFETCHT0(m)
 	}
 }
 
-// A fetcher asks for memory ahead if the kernel's caller says that it is read for the first time; one token's always is.
+// prefetchBy is how far ahead one token's weights are asked for: nearer, those that are dear to take apart would come too late.
+const prefetchBy = 8192
+
+// A fetcher asks for memory as far ahead as the kernel's caller says, or not at all.
 type fetcher struct {
 	ahead  Register // nil for one token
 	labels int
@@ -97,14 +103,14 @@ func newFetcher(tokens int) *fetcher {
 
 func (f *fetcher) prefetch(pass int, w Register, from, to int) {
 	if f.ahead == nil {
-		prefetch(w, from, to)
+		prefetch(w, nil, from, to)
 		return
 	}
 	f.labels++
 	near := fmt.Sprintf("near%d_%d", pass, f.labels)
 	TESTQ(f.ahead, f.ahead)
 	JZ(LabelRef(near))
-	prefetch(w, from, to)
+	prefetch(w, f.ahead, from, to)
 	Label(near)
 }
 
