@@ -257,7 +257,8 @@ func (n *neon) tbl(d, table, index quad128) {
 
 // Shifts of every lane of 8, 16 or 32 bits. Right by 0 is nothing.
 func (n *neon) shift(name string, bits uint32, size, imm int, d, a quad128, by int) {
-	n.word(bits|uint32(imm)<<16|uint32(a)<<5|uint32(d), "%s v%d.%s, v%d.%s, #%d", name, d, map[int]string{8: "16b", 16: "8h", 32: "4s"}[size], a, map[int]string{8: "16b", 16: "8h", 32: "4s"}[size], by)
+	lanes := map[int]string{8: "16b", 16: "8h", 32: "4s"}[size]
+	n.word(bits|uint32(imm)<<16|uint32(a)<<5|uint32(d), "%s v%d.%s, v%d.%s, #%d", name, d, lanes, a, lanes, by)
 }
 
 func (n *neon) shl(size int, d, a quad128, by int) {
@@ -299,7 +300,7 @@ func (f *neonFile) write(table string) {
 		if strings.HasSuffix(name, ".go") {
 			text = formatted(text)
 		}
-		if err := os.WriteFile(name, []byte(strings.TrimSuffix(text, "\n\n")+map[bool]string{true: "\n"}[strings.HasSuffix(text, "\n\n")]), 0o644); err != nil {
+		if err := os.WriteFile(name, []byte(strings.TrimRight(text, "\n")+"\n"), 0o644); err != nil {
 			fail(err)
 		}
 	}
