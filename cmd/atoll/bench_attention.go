@@ -66,10 +66,10 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintf(a.stdout, "%s, made for %d tokens, keys and values in %s, %d threads\n\n", r.Model, r.Window, r.KV, r.Threads)
-			fmt.Fprintln(a.stdout, "| text | attention | perplexity | needles found | reading on | writing |\n|---|---|---|---|---|---|")
+			fmt.Fprintln(a.stdout, "| text | attention | perplexity | numbers found | nats a token of them | reading on | writing |\n|---|---|---|---|---|---|---|")
 			for _, row := range r.Rows {
-				fmt.Fprintf(a.stdout, "| %d | %s | %.2f | %d of %d | %.0f tokens/s | %.1f tokens/s |\n",
-					row.Length, row.Attention, row.Perplexity, row.Found, row.Needles, row.Read, row.Write)
+				fmt.Fprintf(a.stdout, "| %d | %s | %.2f | %d of %d | %.2f | %.0f tokens/s | %.1f tokens/s |\n",
+					row.Length, row.Attention, row.Perplexity, row.Found, row.Needles, row.Surprise, row.Read, row.Write)
 			}
 			return nil
 		},
@@ -81,6 +81,7 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 	fl.IntSliceVar(&lengths, "length", []int{4096, 16384, 65536}, "`tokens` of the texts")
 	fl.StringSliceVar(&kinds, "attention", []string{"full", "window", "sparse", "sparse:16"}, "`kinds` to compare")
 	f.attend = "full"
+	f.addRope(cmd)
 	return cmd
 }
 

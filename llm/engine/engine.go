@@ -160,7 +160,9 @@ func (e *Engine) Window() int { return e.config.Window }
 func (e *Engine) CacheType() tensor.Type { return e.config.CacheType }
 
 // Numbers names what answers depend on beside the model and the request.
-func (e *Engine) Numbers() string { return fmt.Sprint(e.config.CacheType, e.config.Sparse) }
+func (e *Engine) Numbers() string {
+	return fmt.Sprint(e.config.Digest, e.config.CacheType, e.config.Sparse)
+}
 
 // Sparse is what tokens attend to.
 func (e *Engine) Sparse() tensor.Sparse { return e.config.Sparse }
