@@ -120,8 +120,12 @@ func (b *bench) late() bool {
 // turns lets the engines take turns until the time for a cell is over. A short turn before warms up and does not count.
 func (b *bench) turns(ctx context.Context, c *cell, list []rival) error {
 	var s samples
-	for _, e := range list {
-		_, err := e.prefill(32)
+	for i, e := range list {
+		n := 32
+		if i == llamaHuge {
+			n = b.prompt // and stays there, since pages make no difference to prompts
+		}
+		_, err := e.prefill(n)
 		if err == nil {
 			_, err = e.decode(4)
 		}
@@ -136,7 +140,7 @@ func (b *bench) turns(ctx context.Context, c *cell, list []rival) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if i != llamaHuge { // pages make no difference to prompts
+			if i != llamaHuge {
 				t, err := e.prefill(b.prompt)
 				if err != nil {
 					return err
@@ -232,7 +236,7 @@ func median(x []float64) float64 {
 		return 0
 	}
 	slices.Sort(x)
-	return x[len(x)/2]
+	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
 }
 
 // residentBytes is the memory of a process, 0 being this one; 0 when it cannot be told.

@@ -117,6 +117,15 @@ func (s *Store) hint() string {
 // Weights is the file of a model.
 func (s *Store) Weights(name string) string { return filepath.Join(s.dir, name, weightsName) }
 
+// Scratch is a directory beside the models, for one that is being made.
+func (s *Store) Scratch() (string, error) {
+	dir := filepath.Join(s.dir, ".quantize")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", sandbox.E("host.Scratch", sandbox.Denied, dir, err)
+	}
+	return dir, nil
+}
+
 // Remove deletes a model. One that is in use stays in the memory of its users.
 func (s *Store) Remove(name string) error {
 	if _, err := s.Info(name); err != nil {
@@ -152,7 +161,7 @@ func (s *Store) Import(ctx context.Context, origin, name string, progress func(d
 	}
 	info, err := describe(filepath.Join(part, weightsName))
 	if err != nil {
-		return Info{}, err
+		return Info{}, &sandbox.Err{Op: "host.Import", Kind: sandbox.KindOf(err), Subject: origin, Err: causeOf(err), Hint: sandbox.HintOf(err)}
 	}
 	info.Name, info.Digest, info.Origin = name, digest, origin
 	return s.install(part, info)
@@ -234,6 +243,15 @@ func (s *Store) part() (string, error) {
 		return "", sandbox.E(op, sandbox.Denied, s.dir, err)
 	}
 	return part, nil
+}
+
+// causeOf is err without the names of our own files in it.
+func causeOf(err error) error {
+	var e *sandbox.Err
+	for errors.As(err, &e) && e.Err != nil {
+		err = e.Err
+	}
+	return err
 }
 
 // fetch copies a file and returns its digest.
@@ -353,8 +371,19 @@ func IsURL(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
 }
 
+// get reads a file behind an address from its beginning to its end, over connections that break where its server serves parts.
 func get(ctx context.Context, url string) (io.ReadCloser, int64, error) {
 	const op = "host.get"
+	r, err := openRanges(ctx, url)
+	if err == nil {
+		return &struct {
+			io.Reader
+			io.Closer
+		}{io.NewSectionReader(r, 0, r.size), &remote{parts: []*ranges{r}}}, r.size, nil
+	}
+	if !sandbox.Is(err, sandbox.Unsupported) {
+		return nil, 0, err
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, 0, sandbox.E(op, sandbox.Invalid, url, err)
