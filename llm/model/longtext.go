@@ -22,11 +22,12 @@ type LongTextOptions struct {
 	Length   int     // tokens
 	Needles  []Needle
 	Numbers  tensor.Type
+	Read     tensor.Sparse // the attention by which the text is read; the zero value is full
 	Sparse   []tensor.Sparse
 	Progress func(done, all int) // tokens read; may be nil
 }
 
-// LongText is how a model does with one way of attention at the end of a long text, which has been read with full attention.
+// LongText is how a model does with one way of attention at the end of a long text, which has been read with LongTextOptions.Read.
 type LongText struct {
 	Perplexity float64 `json:"perplexity"` // of tokens that go on with the text, one by one
 	Found      int     `json:"found"`      // needles whose every token was the likeliest
@@ -65,7 +66,7 @@ func (m *Model) LongText(ctx context.Context, o LongTextOptions) (list []LongTex
 	began := time.Now()
 	for at := 0; at < len(text); at += readChunk {
 		n := min(readChunk, len(text)-at)
-		if _, err := r.pass(ctx, at, text[at:at+n], 0, tensor.Sparse{}); err != nil {
+		if _, err := r.pass(ctx, at, text[at:at+n], 0, o.Read); err != nil {
 			return nil, 0, err
 		}
 		if o.Progress != nil {
