@@ -239,7 +239,8 @@ type Stream struct{ s *sequence }
 func (e *Engine) Submit(ctx context.Context, r Request) (*Stream, error) {
 	const op = "engine.Submit"
 	if n := len(r.Prompt); n == 0 || n >= e.config.Window {
-		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "a prompt of %d tokens for a window of %d", n, e.config.Window)
+		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "a prompt of %d tokens for a window of %d", n, e.config.Window).
+			WithHint("shorten it, or choose a wider window with --window, up to what the model was made for")
 	}
 	for _, t := range r.Prompt {
 		if t < 0 || int(t) >= e.model.Config().Vocab {

@@ -19,6 +19,7 @@ import (
 	"github.com/atoll-run/atoll/llm/gguf"
 	"github.com/atoll-run/atoll/llm/hf"
 	"github.com/atoll-run/atoll/llm/model"
+	"github.com/atoll-run/atoll/llm/tokenizer"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -434,6 +435,13 @@ func describe(name string) (Info, error) {
 		return Info{}, err
 	}
 	c := src.Config()
+	tokens, err := tokenizer.FromGGUF(&r.Meta)
+	if err == nil {
+		err = tokens.Fits(c.Vocab)
+	}
+	if err != nil {
+		return Info{}, sandbox.E("host.describe", sandbox.Invalid, name, err)
+	}
 	info := Info{Family: c.Family, Context: c.Context}
 	byType := map[string]int64{}
 	for i := range r.Tensors {
