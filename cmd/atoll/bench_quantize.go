@@ -13,7 +13,6 @@ import (
 	"github.com/atoll-run/atoll/image"
 	"github.com/atoll-run/atoll/llm/gguf"
 	"github.com/atoll-run/atoll/llm/quant"
-	"github.com/atoll-run/atoll/llm/tokenizer"
 )
 
 // quantizeRow is one model that `atoll bench quantize` made and judged.
@@ -130,11 +129,7 @@ func (b *quantizeBench) split(text string, calibrated, held int) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	t, err := tokenizer.FromGGUF(&r.Meta)
-	if err != nil {
-		return err
-	}
-	tokens, err := t.Encode(text, false)
+	tokens, begin, err := encode(&r.Meta, text)
 	if err != nil {
 		return err
 	}
@@ -142,7 +137,7 @@ func (b *quantizeBench) split(text string, calibrated, held int) (err error) {
 		return usageError("", fmt.Sprintf("give a longer text, or fewer with --calibrate and --held, each at least %d", calibrationWindow),
 			"%d tokens to calibrate on and %d to judge of a text of %d", calibrated, held, len(tokens))
 	}
-	b.calibrate, b.judge, b.begin = tokens[:calibrated], tokens[len(tokens)-held:], t.BOS()
+	b.calibrate, b.judge, b.begin = tokens[:calibrated], tokens[len(tokens)-held:], begin
 	return nil
 }
 

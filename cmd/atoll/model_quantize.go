@@ -120,15 +120,21 @@ func (a *app) calibration(m *gguf.Meta, file string, most int) (tokens []int32, 
 	if err != nil {
 		return nil, 0, err
 	}
-	t, err := tokenizer.FromGGUF(m)
-	if err != nil {
-		return nil, 0, err
-	}
-	if tokens, err = t.Encode(text, false); err != nil {
+	if tokens, begin, err = encode(m, text); err != nil {
 		return nil, 0, err
 	}
 	if len(tokens) < calibrationWindow || most < calibrationWindow {
 		return nil, 0, usageError(file, "some ten thousand are good", "%d tokens to calibrate on, at least %d are needed", min(len(tokens), most), calibrationWindow)
 	}
-	return tokens[:min(len(tokens), most)], t.BOS(), nil
+	return tokens[:min(len(tokens), most)], begin, nil
+}
+
+// encode makes tokens of a text by a model that is not in memory, and says what begins one, -1 being nothing.
+func encode(m *gguf.Meta, text string) (tokens []int32, begin int32, err error) {
+	t, err := tokenizer.FromGGUF(m)
+	if err != nil {
+		return nil, 0, err
+	}
+	tokens, err = t.Encode(text, false)
+	return tokens, t.BOS(), err
 }
