@@ -99,7 +99,7 @@ func openRanges(ctx context.Context, url string) (*ranges, error) {
 	_, total, ok := strings.Cut(res.Header.Get("Content-Range"), "/")
 	r.size, err = strconv.ParseInt(total, 10, 64)
 	if !ok || err != nil || r.size <= 0 {
-		r.body = res.Body
+		_ = res.Body.Close()
 		r.drop()
 		return nil, sandbox.Errorf(op, sandbox.Unsupported, url, "the server does not say how long the file is")
 	}
