@@ -10,7 +10,7 @@ carried := atoll-guest atoll-sentry
 linter := build/tools/golangci-lint-v2.15.0
 
 .DEFAULT_GOAL := build
-.PHONY: help build demo test test-machines bench bench-clones bench-wan bench-llm conformance conformance-check lint generate generate-check fuzz cover deps clean
+.PHONY: help build demo test test-machines bench bench-clones bench-wan bench-llm bench-models conformance conformance-check lint generate generate-check fuzz cover deps clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,6 +36,9 @@ bench: build ## measure, beside bubblewrap, runc and E2B's SDK; writes docs/perf
 
 bench-llm: build ## measure language models beside llama.cpp; writes docs/performance-llm.md
 	$(GO) run ./bench/llm
+
+bench-models: build ## measure what real models lose with fewer bits and sparse attention; takes an hour; writes docs/performance-models.md
+	@scripts/bench-models
 
 bench-clones: ## start 200 machines of one template at once and say what each takes; needs root and QEMU
 	$(GO) test ./runtime/microvm -count=1 -v -run TestManyClonesRunAtOnce -clones 200

@@ -68,7 +68,7 @@ type llamaProcess struct {
 
 // open starts llama.cpp on a model. With huge it reads the weights into huge pages; else it maps the file, as is its default.
 func (l *llamaCPP) open(ctx context.Context, file string, tokens int, huge bool) (*llamaProcess, error) {
-	cmd := exec.CommandContext(ctx, "node", filepath.Join(l.dir, "llama.mjs"), "serve", file, fmt.Sprint(tokens), fmt.Sprint(!huge))
+	cmd := exec.CommandContext(ctx, "node", filepath.Join(l.dir, "llama.mjs"), "serve", file, fmt.Sprint(tokens), fmt.Sprint(!huge), fmt.Sprint(batch))
 	if huge {
 		cmd.Env = append(os.Environ(), "GLIBC_TUNABLES=glibc.malloc.hugetlb=1")
 	}
@@ -113,6 +113,13 @@ func (p *llamaProcess) threads(n int) error {
 func (p *llamaProcess) prefill(n int) (float64, error) { return p.ask("prefill", n) }
 
 func (p *llamaProcess) decode(n int) (float64, error) { return p.ask("decode", n) }
+
+func (p *llamaProcess) many(n int) (float64, error) {
+	if _, err := p.ask("begin", 0); err != nil {
+		return 0, err
+	}
+	return p.ask("many", n)
+}
 
 func (p *llamaProcess) loaded() (float64, int64) { return p.took, residentBytes(p.cmd.Process.Pid) }
 

@@ -26,6 +26,7 @@ type bench struct {
 	rounds, layers  int
 	prompt, answer  int
 	budget          time.Duration // for the turns of one cell
+	total           time.Duration // for all cells; when that is not kept, the rest get one turn each
 	loaded          []string      // what is measured beside other work
 	startsOn        string        // whose first token is measured
 	table, packages string
@@ -33,6 +34,7 @@ type bench struct {
 	mem    memory
 	llama  *llamaCPP // nil if it cannot be had
 	absent error     // why
+	began  time.Time
 	cells  []cell
 	firsts []start
 }
@@ -47,7 +49,8 @@ func main() {
 	flag.IntVar(&b.layers, "layers", 22, "how many `layers` the model has")
 	flag.IntVar(&b.prompt, "prompt", 512, "`tokens` of the prompt")
 	flag.IntVar(&b.answer, "answer", 16, "`tokens` of the answer")
-	flag.DurationVar(&b.budget, "budget", 22*time.Second, "`time` for the turns of one model with one number of threads; at least two turns are taken")
+	flag.DurationVar(&b.budget, "budget", 25*time.Second, "`time` for the turns of one model with one number of threads; at least two turns are taken")
+	flag.DurationVar(&b.total, "total", 10*time.Minute, "`time` for all; where more has passed than a cell's part of it, one turn is taken")
 	flag.StringVar(&b.startsOn, "first", "Q4_0", "the `type` whose first token is measured")
 	flag.StringVar(&b.table, "table", "docs/performance-llm.md", "where the table goes")
 	flag.StringVar(&b.packages, "packages", "build/llama.cpp", "`folder` for llama.cpp's build from npm")
@@ -56,7 +59,7 @@ func main() {
 	if *spin {
 		spinOn()
 	}
-	b.types = slices.DeleteFunc(strings.Split(*types, ","), func(s string) bool { return s == "" })
+	b.types = slices.DeleteFunc(strings.Split(*types, ","), func(s string) bool { return s == "" || s == "none" })
 	b.loaded = []string{"Q4_0", smol}
 	for _, n := range strings.Split(*threads, ",") {
 		i, err := strconv.Atoi(n)
@@ -92,7 +95,7 @@ func spinOn() {
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
-	began := time.Now()
+	b.began = time.Now()
 	dir, err := os.MkdirTemp("", "atoll-bench-llm")
 	if err != nil {
 		return err
@@ -114,7 +117,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return os.WriteFile(b.table, []byte(b.report(time.Since(began))), 0o644)
+	return os.WriteFile(b.table, []byte(b.report(time.Since(b.began))), 0o644)
 }
 
 // one measures a kind of weights.

@@ -18,6 +18,8 @@ type rival interface {
 	// prefill reads n tokens of a new text, decode writes n more.
 	prefill(n int) (float64, error)
 	decode(n int) (float64, error)
+	// many writes n tokens of each of batch new texts.
+	many(n int) (float64, error)
 	// loaded returns how long loading took, and the bytes of memory that are in use then.
 	loaded() (float64, int64)
 	close() error
@@ -45,7 +47,7 @@ type cell struct {
 	rounds  int
 
 	prefill, decode [engines]float64 // 0: not measured
-	many            float64          // tokens a second of all texts together
+	many            [engines]float64 // of all texts together
 	loaded          [engines]float64 // beside a load on all CPUs: decode
 	took            [engines]float64 // seconds of loading
 	memory          [engines]int64
@@ -53,8 +55,8 @@ type cell struct {
 
 // samples are the turns of a cell.
 type samples struct {
-	prefill, decode [engines][]float64
-	many, limit     []float64
+	prefill, decode, many [engines][]float64
+	limit                 []float64
 }
 
 // subject is a model file to measure.
@@ -94,7 +96,7 @@ func (b *bench) measure(ctx context.Context, s subject) (err error) {
 			}
 		}
 		c := cell{model: s.name, threads: n, bytes: s.bytes}
-		if err := b.turns(ctx, &c, list, ours); err != nil {
+		if err := b.turns(ctx, &c, list); err != nil {
 			return err
 		}
 		if err := b.beside(ctx, &c, list); err != nil {
@@ -109,17 +111,36 @@ func (b *bench) measure(ctx context.Context, s subject) (err error) {
 	return nil
 }
 
-// turns lets the engines take turns until the time for a cell is over. The first turn warms up and does not count.
-func (b *bench) turns(ctx context.Context, c *cell, list []rival, ours *ours) error {
+// late reports whether the cells so far took more than their part of the time for all.
+func (b *bench) late() bool {
+	all := len(b.threads) * (len(b.types) + 1)
+	return time.Since(b.began) > b.total*time.Duration(len(b.cells)+1)/time.Duration(all)
+}
+
+// turns lets the engines take turns until the time for a cell is over. A short turn before warms up and does not count.
+func (b *bench) turns(ctx context.Context, c *cell, list []rival) error {
 	var s samples
+	for i, e := range list {
+		n := 32
+		if i == llamaHuge {
+			n = b.prompt // and stays there, since pages make no difference to prompts
+		}
+		_, err := e.prefill(n)
+		if err == nil {
+			_, err = e.decode(4)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	end := time.Now().Add(b.budget)
-	for round := 0; round <= b.rounds && (round < 3 || time.Now().Before(end)); round++ {
+	for c.rounds < b.rounds && (c.rounds < 1 || c.rounds < 2 && !b.late() || time.Now().Before(end)) {
 		var turn samples
 		for i, e := range list {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if round == 0 || i != llamaHuge { // pages make no difference to prompts
+			if i != llamaHuge {
 				t, err := e.prefill(b.prompt)
 				if err != nil {
 					return err
@@ -137,19 +158,22 @@ func (b *bench) turns(ctx context.Context, c *cell, list []rival, ours *ours) er
 				turn.decode[i] = append(turn.decode[i], float64(b.answer)/t)
 			}
 		}
-		t, err := ours.many(b.answer / 2)
-		if err != nil {
-			return err
+		for i, e := range list {
+			if i == llama { // as with huge pages, to which it is not worse
+				continue
+			}
+			t, err := e.many(b.answer / 2)
+			if err != nil {
+				return err
+			}
+			turn.many[i] = append(turn.many[i], float64(batch*(b.answer/2))/t)
 		}
-		turn.many = append(turn.many, float64(batch*(b.answer/2))/t)
-		if round > 0 {
-			s.add(&turn)
-			c.rounds = round
-		}
+		s.add(&turn)
+		c.rounds++
 	}
-	c.limit, c.many = median(s.limit), median(s.many)
+	c.limit = median(s.limit)
 	for i := range list {
-		c.prefill[i], c.decode[i] = median(s.prefill[i]), median(s.decode[i])
+		c.prefill[i], c.decode[i], c.many[i] = median(s.prefill[i]), median(s.decode[i]), median(s.many[i])
 	}
 	return nil
 }
@@ -157,8 +181,9 @@ func (b *bench) turns(ctx context.Context, c *cell, list []rival, ours *ours) er
 func (s *samples) add(t *samples) {
 	for i := range s.decode {
 		s.prefill[i], s.decode[i] = append(s.prefill[i], t.prefill[i]...), append(s.decode[i], t.decode[i]...)
+		s.many[i] = append(s.many[i], t.many[i]...)
 	}
-	s.many, s.limit = append(s.many, t.many...), append(s.limit, t.limit...)
+	s.limit = append(s.limit, t.limit...)
 }
 
 // beside measures writing while every CPU has other work, for the types of b.beside.
@@ -211,7 +236,7 @@ func median(x []float64) float64 {
 		return 0
 	}
 	slices.Sort(x)
-	return x[len(x)/2]
+	return (x[(len(x)-1)/2] + x[len(x)/2]) / 2
 }
 
 // residentBytes is the memory of a process, 0 being this one; 0 when it cannot be told.

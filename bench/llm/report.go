@@ -17,7 +17,7 @@ func (b *bench) report(took time.Duration) string {
 	fmt.Fprintf(&w, "TinyLlama-1.1B is random weights in that shape (%d layers of %d, %d heads on %d, FFN %d, vocabulary 49152), since speed does not depend "+
 		"on what weights say; SmolLM2 is the real one. All engines have the same file and threads and take turns; figures are medians of the turns, in tokens a "+
 		"second. Reading: a prompt of %d tokens; writing: %d more, one by one; %d texts: tokens of so many texts together that are written at once (by llama.cpp "+
-		"not measured). The limit is how fast memory on huge pages can be read by as many threads, measured in the same turns; of the limit: the weights of "+
+		"with huge pages). The limit is how fast memory on huge pages can be read by as many threads, measured in the same turns; of the limit: the weights of "+
 		"a token, times tokens a second, over that.\n\n", b.layers, dim, heads, kvHeads, ffn, b.prompt, b.answer, batch)
 	switch {
 	case b.llama != nil:
@@ -26,7 +26,7 @@ func (b *bench) report(took time.Duration) string {
 	default:
 		fmt.Fprintf(&w, "llama.cpp was not measured: %v.\n\n", b.absent)
 	}
-	w.WriteString("| weights | threads | engine | reading | writing | of the limit | " + fmt.Sprint(batch) + " texts | ours / it: reading | writing | turns |\n|---|---|---|---|---|---|---|---|---|---|\n")
+	w.WriteString("| weights | threads | engine | reading | writing | of the limit | " + fmt.Sprint(batch) + " texts | ours / it: reading | writing | " + fmt.Sprint(batch) + " texts | turns |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for i := range b.cells {
 		for e, name := range engineNames {
 			w.WriteString(b.cells[i].line(name, e))
@@ -49,15 +49,15 @@ func (c *cell) line(name string, e int) string {
 	if c.decode[e] == 0 {
 		return ""
 	}
-	many, reading, ratio := "", "", ""
-	if e == atoll {
-		many = fmt.Sprintf("%.0f (%.1fx)", c.many, c.many/c.decode[atoll])
+	many, reading, ratio, manyRatio := "", "", "", ""
+	if c.many[e] > 0 {
+		many, manyRatio = fmt.Sprintf("%.0f (%.1fx)", c.many[e], c.many[e]/c.decode[e]), fmt.Sprintf("%.2f", c.many[atoll]/c.many[e])
 	}
 	if c.prefill[e] > 0 {
 		reading, ratio = fmt.Sprintf("%.1f", c.prefill[e]), fmt.Sprintf("%.2f", c.prefill[atoll]/c.prefill[e])
 	}
-	return fmt.Sprintf("| %s | %d | %s | %s | %.1f | %.0f %% of %.1f GB/s | %s | %s | %.2f | %d |\n", c.model, c.threads, name, reading, c.decode[e],
-		100*c.decode[e]*float64(c.bytes)/c.limit, c.limit/1e9, many, ratio, c.decode[atoll]/c.decode[e], c.rounds)
+	return fmt.Sprintf("| %s | %d | %s | %s | %.1f | %.0f %% of %.1f GB/s | %s | %s | %.2f | %s | %d |\n", c.model, c.threads, name, reading, c.decode[e],
+		100*c.decode[e]*float64(c.bytes)/c.limit, c.limit/1e9, many, ratio, c.decode[atoll]/c.decode[e], manyRatio, c.rounds)
 }
 
 // besides is what a load on all CPUs does.

@@ -104,7 +104,7 @@ func (a *app) benchCommand() *cobra.Command {
 	sandboxes.Flags().StringVar(&runtime, "runtime", "", "the `runtime`; default: the node's")
 	sandboxes.Flags().StringVar(&img, "image", "", "the `image`; default: base, or a small repository for worktree")
 	sandboxes.Flags().IntVarP(&n, "count", "n", 30, "how many `times` to measure")
-	return group("bench", "Measure this node", sandboxes, a.benchDeltaCommand(), a.benchModelCommand(), a.benchAttentionCommand())
+	return group("bench", "Measure this node", sandboxes, a.benchDeltaCommand(), a.benchModelCommand(), a.benchAttentionCommand(), a.benchQuantizeCommand())
 }
 
 func printBench(w io.Writer, r benchReport) error {

@@ -18,8 +18,9 @@ import (
 
 // attentionRow is one line of what `atoll bench attention` prints.
 type attentionRow struct {
-	Length    int    `json:"length"`    // tokens of the text
-	Attention string `json:"attention"` // as --attention
+	Length    int     `json:"length"`    // tokens of the text
+	Attention string  `json:"attention"` // as --attention
+	First     float64 `json:"first_tps"` // tokens a second, reading the text at first
 	model.LongText
 }
 
@@ -29,6 +30,7 @@ type attentionReport struct {
 	Window  int            `json:"window"` // for which the model was made
 	Threads int            `json:"threads"`
 	KV      string         `json:"kv"`
+	Read    string         `json:"read"` // the attention by which texts are read at first
 	Rows    []attentionRow `json:"rows"`
 }
 
@@ -37,10 +39,11 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 	var f modelFlags
 	var lengths []int
 	var kinds []string
+	var read string
 	cmd := &cobra.Command{
 		Use: "attention NAME|FILE TEXT", Short: "Measure what full, windowed and sparse attention find in long texts, and how fast", Args: exact("NAME|FILE", "TEXT"),
 		Long: "Attention makes texts of each length from a file, hides eight numbers in them, evenly spread, and has the model read each once,\n" +
-			"with full attention. Then, for each kind of attention, it asks for the numbers, judges how well the tokens that\n" +
+			"with full attention unless --read says otherwise. Then, for each kind of attention, it asks for the numbers, judges how well the tokens that\n" +
 			"follow are predicted, and measures how fast the model reads on and writes.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := out.check(); err != nil {
@@ -55,7 +58,7 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r := attentionReport{Model: m.Name, Window: m.Weights.Config().Context, Threads: f.threads, KV: f.kv}
+			r := attentionReport{Model: m.Name, Window: m.Weights.Config().Context, Threads: f.threads, KV: f.kv, Read: read}
 			if r.Threads <= 0 {
 				r.Threads = runtime.NumCPU()
 			}
@@ -65,11 +68,11 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 			if done, err := out.structured(a.stdout, r); done {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "%s, made for %d tokens, keys and values in %s, %d threads\n\n", r.Model, r.Window, r.KV, r.Threads)
-			fmt.Fprintln(a.stdout, "| text | attention | perplexity | needles found | reading on | writing |\n|---|---|---|---|---|---|")
+			fmt.Fprintf(a.stdout, "%s, made for %d tokens, keys and values in %s, %d threads; texts are read with %s attention\n\n", r.Model, r.Window, r.KV, r.Threads, r.Read)
+			fmt.Fprintln(a.stdout, "| text | attention | perplexity | numbers found | nats a token of them | reading | reading on | writing |\n|---|---|---|---|---|---|---|---|")
 			for _, row := range r.Rows {
-				fmt.Fprintf(a.stdout, "| %d | %s | %.2f | %d of %d | %.0f tokens/s | %.1f tokens/s |\n",
-					row.Length, row.Attention, row.Perplexity, row.Found, row.Needles, row.Read, row.Write)
+				fmt.Fprintf(a.stdout, "| %d | %s | %.2f | %d of %d | %.2f | %.0f tokens/s | %.0f tokens/s | %.1f tokens/s |\n",
+					row.Length, row.Attention, row.Perplexity, row.Found, row.Needles, row.Surprise, row.First, row.Read, row.Write)
 			}
 			return nil
 		},
@@ -80,7 +83,9 @@ func (a *app) benchAttentionCommand() *cobra.Command {
 	fl.StringVar(&f.kv, "kv", "f16", "how keys and values are kept: `f16`, bf16, int8 or int4")
 	fl.IntSliceVar(&lengths, "length", []int{4096, 16384, 65536}, "`tokens` of the texts")
 	fl.StringSliceVar(&kinds, "attention", []string{"full", "window", "sparse", "sparse:16"}, "`kinds` to compare")
+	fl.StringVar(&read, "read", "full", "the `attention` by which texts are read at first, which takes long with full")
 	f.attend = "full"
+	f.addRope(cmd)
 	return cmd
 }
 
@@ -91,6 +96,9 @@ func (a *app) measureAttention(ctx context.Context, m *llmhost.Model, r *attenti
 		return usageError(r.KV, "use f16, bf16, int8 or int4", "--kv: %v", err)
 	}
 	o := model.LongTextOptions{BOS: m.Tokens.BOS(), Numbers: numbers}
+	if o.Read, err = engine.ParseAttention(r.Read); err != nil {
+		return err
+	}
 	for _, kind := range kinds {
 		sparse, err := engine.ParseAttention(kind)
 		if err != nil {
@@ -110,13 +118,13 @@ func (a *app) measureAttention(ctx context.Context, m *llmhost.Model, r *attenti
 		o.Progress = func(done, all int) {
 			shown.report(image.Progress{Stage: fmt.Sprintf("%d of %d tokens", done, all)})
 		}
-		list, _, err := m.Weights.LongText(ctx, o)
+		list, first, err := m.Weights.LongText(ctx, o)
 		shown.done()
 		if err != nil {
 			return err
 		}
 		for i, l := range list {
-			r.Rows = append(r.Rows, attentionRow{length, kinds[i], l})
+			r.Rows = append(r.Rows, attentionRow{length, kinds[i], first, l})
 		}
 	}
 	return nil

@@ -22,6 +22,7 @@ import (
 	"github.com/atoll-run/atoll/llm/cache"
 	"github.com/atoll-run/atoll/llm/engine"
 	llmhost "github.com/atoll-run/atoll/llm/host"
+	"github.com/atoll-run/atoll/llm/model"
 	"github.com/atoll-run/atoll/sandbox"
 	"github.com/atoll-run/atoll/tensor"
 )
@@ -55,6 +56,7 @@ type modelFlags struct {
 	kv      string
 	draft   string
 	attend  string
+	rope    string
 }
 
 func (f *modelFlags) add(cmd *cobra.Command) {
@@ -67,6 +69,11 @@ func (f *modelFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.draft, "draft", "", "a small `model` of the same tokens that guesses ahead; answers stay as likely as they are")
 	fl.StringVar(&f.kv, "kv", "f16", "how keys and values are kept: `f16`, bf16, int8 or int4")
 	fl.StringVar(&f.attend, "attention", "full", "what tokens attend to: `full`, window[:TOKENS] or sparse[:PAGES]")
+	f.addRope(cmd)
+}
+
+func (f *modelFlags) addRope(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.rope, "rope", "", "read texts longer than the model was made for: `linear:FACTOR` or yarn:FACTOR")
 }
 
 func (f *modelFlags) host(a *app) (llmhost.Config, error) {
@@ -78,7 +85,11 @@ func (f *modelFlags) host(a *app) (llmhost.Config, error) {
 	if err != nil {
 		return llmhost.Config{}, err
 	}
-	c := llmhost.Config{Store: a.modelStore(), Threads: f.threads, Memory: int64(f.memory), Draft: f.draft,
+	stretch, err := model.ParseStretch(f.rope)
+	if err != nil {
+		return llmhost.Config{}, err
+	}
+	c := llmhost.Config{Stretch: stretch, Store: a.modelStore(), Threads: f.threads, Memory: int64(f.memory), Draft: f.draft,
 		Engine: engine.Config{Window: f.window, CacheBytes: int64(f.cache), CacheType: numbers, Guess: f.guess, Sparse: sparse}}
 	return c, nil
 }

@@ -160,7 +160,9 @@ func (e *Engine) Window() int { return e.config.Window }
 func (e *Engine) CacheType() tensor.Type { return e.config.CacheType }
 
 // Numbers names what answers depend on beside the model and the request.
-func (e *Engine) Numbers() string { return fmt.Sprint(e.config.CacheType, e.config.Sparse) }
+func (e *Engine) Numbers() string {
+	return fmt.Sprint(e.config.Digest, e.config.CacheType, e.config.Sparse)
+}
 
 // Sparse is what tokens attend to.
 func (e *Engine) Sparse() tensor.Sparse { return e.config.Sparse }
@@ -237,7 +239,8 @@ type Stream struct{ s *sequence }
 func (e *Engine) Submit(ctx context.Context, r Request) (*Stream, error) {
 	const op = "engine.Submit"
 	if n := len(r.Prompt); n == 0 || n >= e.config.Window {
-		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "a prompt of %d tokens for a window of %d", n, e.config.Window)
+		return nil, sandbox.Errorf(op, sandbox.Invalid, "", "a prompt of %d tokens for a window of %d", n, e.config.Window).
+			WithHint("shorten it, or choose a wider window with --window, up to what the model was made for")
 	}
 	for _, t := range r.Prompt {
 		if t < 0 || int(t) >= e.model.Config().Vocab {

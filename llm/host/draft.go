@@ -24,6 +24,9 @@ func (h *Host) openSmall(ctx context.Context, m *Model, c model.Config, ec engin
 	front, data, err := h.find(ctx, found, h.config.Draft)
 	s := &small{source: found.source}
 	if err == nil {
+		err = h.config.Stretch.Apply(front)
+	}
+	if err == nil {
 		s.src, err = model.FromGGUFData(front, data)
 	}
 	var tokens *tokenizer.Tokenizer

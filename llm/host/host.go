@@ -31,6 +31,7 @@ type Config struct {
 	Memory  int64             // bytes for all models together; default four fifths of the machine's
 	Engine  engine.Config     // of each model; Digest, KeepDir and Log are filled in
 	Draft   string            // a model of the same tokens that guesses for each; "" is none
+	Stretch model.Stretch     // for texts longer than the models were made for
 	Keep    string            // directory in which prefixes are kept from one start to the next; "" is nowhere
 	Log     *slog.Logger
 }
@@ -158,6 +159,9 @@ func (h *Host) load(m *Model, ref string) error {
 	if err != nil {
 		return err
 	}
+	if err := h.config.Stretch.Apply(front); err != nil {
+		return err
+	}
 	src, err := model.FromGGUFData(front, data)
 	if err != nil {
 		return err
@@ -178,6 +182,9 @@ func (h *Host) load(m *Model, ref string) error {
 		ec.Window = min(c.Context, defaultWindow)
 	}
 	ec.Digest, ec.Log = m.Info.Digest, h.config.Log
+	if kind := h.config.Stretch.String(); kind != "" && ec.Digest != "" {
+		ec.Digest += ":" + kind // its keys are others
+	}
 	if h.config.Keep != "" && ec.Digest != "" {
 		ec.KeepDir = filepath.Join(h.config.Keep, strings.ReplaceAll(ec.Digest, ":", "-"))
 	}

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,6 +104,9 @@ func TestWhatIsNoWholeModelIsNotImported(t *testing.T) {
 	}
 	if _, err := s.Import(t.Context(), filepath.Join(dir, "none.gguf"), "", nil); !sandbox.Is(err, sandbox.NotFound) {
 		t.Errorf("%v", err)
+	}
+	if _, err := s.Import(t.Context(), filepath.Join(dir, "cut.gguf"), "", nil); err == nil || strings.Contains(err.Error(), partPrefix) || !strings.Contains(err.Error(), "cut.gguf") {
+		t.Errorf("the error does not name the file that was given: %v", err)
 	}
 	if list, err := s.List(); err != nil || len(list) != 0 {
 		t.Errorf("%v, %v", list, err)
@@ -227,6 +231,8 @@ type flaky struct {
 	cuts   atomic.Int64  // connections still to be cut
 	rest   chan struct{} // closed when bytes after half may be sent
 	halved bool
+	stalls atomic.Int64 // connections over which nothing more is to come after a while
+	tag    atomic.Value // a string: the name of the content
 }
 
 func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -235,6 +241,13 @@ func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "ranges only", http.StatusRequestedRangeNotSatisfiable)
 		return
 	}
+	if tag, ok := f.tag.Load().(string); ok {
+		w.Header().Set("ETag", tag)
+		if want := r.Header.Get("If-Match"); want != "" && want != tag {
+			w.WriteHeader(http.StatusPreconditionFailed)
+			return
+		}
+	}
 	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(f.data)-1, len(f.data)))
 	w.Header().Set("Content-Length", fmt.Sprint(len(f.data)-from))
 	w.WriteHeader(http.StatusPartialContent)
@@ -242,6 +255,12 @@ func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		n := min(1<<18, len(f.data)-at)
 		if f.halved && at > len(f.data)*9/10 {
 			<-f.rest
+		}
+		if f.stalls.Load() > 0 && at-from > 1<<20 {
+			f.stalls.Add(-1)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+			return
 		}
 		if f.cuts.Load() > 0 && at-from > 20<<20 {
 			f.cuts.Add(-1)
@@ -279,10 +298,60 @@ func TestAModelIsUsedFromAnAddressOverCutConnections(t *testing.T) {
 	}
 }
 
-// A model that is still on its way computes its first layers, and one whose weights
-// never come says why.
-//
 // conformance: L7
+func TestAnImportGoesOnAfterConnectionsBreakOrStall(t *testing.T) {
+	path := modeltest.Path(t, smol)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &flaky{data: data}
+	f.cuts.Store(2)
+	srv := httptest.NewServer(f)
+	defer srv.Close()
+	s := OpenStore(t.TempDir())
+	info, err := s.Import(t.Context(), srv.URL+"/m.gguf", "", nil)
+	if err != nil || f.cuts.Load() != 0 {
+		t.Fatalf("%v; %d cuts are left", err, f.cuts.Load())
+	}
+	if local, err := OpenStore(t.TempDir()).Import(t.Context(), path, "", nil); err != nil || local.Digest != info.Digest {
+		t.Errorf("%v, %v: what came is not what was sent", local.Digest, err)
+	}
+
+	f.stalls.Store(2)
+	r, err := openRanges(t.Context(), srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.drop()
+	r.patient = 50 * time.Millisecond
+	got := make([]byte, 8<<20)
+	if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, data[:len(got)]) || f.stalls.Load() != 0 {
+		t.Errorf("%v; %d stalls are left", err, f.stalls.Load())
+	}
+}
+
+// Half of one file and half of another are no model.
+func TestAFileThatChangesOnItsServerIsRefused(t *testing.T) {
+	f := &flaky{data: make([]byte, 4<<20)}
+	f.tag.Store(`"one"`)
+	srv := httptest.NewServer(f)
+	defer srv.Close()
+	r, err := openRanges(t.Context(), srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.drop()
+	if _, err := r.ReadAt(make([]byte, 1<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	r.drop()
+	f.tag.Store(`"two"`)
+	if _, err := r.ReadAt(make([]byte, 1<<20), 1<<20); !sandbox.Is(err, sandbox.Conflict) {
+		t.Errorf("%v", err)
+	}
+}
+
 // conformance: L5
 func TestOneModelGuessesForAnotherOfTheSameTokensOnly(t *testing.T) {
 	path := modeltest.Path(t, smol)
@@ -300,6 +369,10 @@ func TestOneModelGuessesForAnotherOfTheSameTokensOnly(t *testing.T) {
 	}
 }
 
+// A model that is still on its way computes its first layers, and one whose weights
+// never come says why.
+//
+// conformance: L7
 func TestPartOfAModelIsUsedWhileTheRestArrives(t *testing.T) {
 	data, err := os.ReadFile(modeltest.Path(t, smol))
 	if err != nil {

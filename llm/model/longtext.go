@@ -22,14 +22,16 @@ type LongTextOptions struct {
 	Length   int     // tokens
 	Needles  []Needle
 	Numbers  tensor.Type
+	Read     tensor.Sparse // the attention by which the text is read; the zero value is full
 	Sparse   []tensor.Sparse
 	Progress func(done, all int) // tokens read; may be nil
 }
 
-// LongText is how a model does with one way of attention at the end of a long text, which has been read with full attention.
+// LongText is how a model does with one way of attention at the end of a long text, which has been read with LongTextOptions.Read.
 type LongText struct {
 	Perplexity float64 `json:"perplexity"` // of tokens that go on with the text, one by one
-	Found      int     `json:"found"`      // needles
+	Found      int     `json:"found"`      // needles whose every token was the likeliest
+	Surprise   float64 `json:"surprise"`   // nats: the mean negative logarithm of the probability of a needle's tokens
 	Needles    int     `json:"needles"`
 	Read       float64 `json:"read_tps"`  // tokens a second, reading further tokens at the end
 	Write      float64 `json:"write_tps"` // tokens a second, one by one
@@ -64,7 +66,7 @@ func (m *Model) LongText(ctx context.Context, o LongTextOptions) (list []LongTex
 	began := time.Now()
 	for at := 0; at < len(text); at += readChunk {
 		n := min(readChunk, len(text)-at)
-		if _, err := r.pass(ctx, at, text[at:at+n], 0, tensor.Sparse{}); err != nil {
+		if _, err := r.pass(ctx, at, text[at:at+n], 0, o.Read); err != nil {
 			return nil, 0, err
 		}
 		if o.Progress != nil {
@@ -130,13 +132,14 @@ func (r *longReader) pass(ctx context.Context, at int, tokens []int32, last int,
 func (r *longReader) judge(ctx context.Context, n int, tail []int32, s tensor.Sparse) (l LongText, err error) {
 	l.Needles = len(r.o.Needles)
 	for _, needle := range r.o.Needles {
-		found, err := r.find(ctx, n, needle, s)
+		found, surprised, err := r.find(ctx, n, needle, s)
 		if err != nil {
 			return l, err
 		}
 		if found {
 			l.Found++
 		}
+		l.Surprise += surprised / float64(len(r.o.Needles))
 	}
 	began := time.Now()
 	if _, err := r.pass(ctx, n, tail[:readTokens], 0, s); err != nil {
@@ -157,20 +160,22 @@ func (r *longReader) judge(ctx context.Context, n int, tail []int32, s tensor.Sp
 	return l, nil
 }
 
-// find asks for a needle and tells whether the likeliest tokens are its answer.
-func (r *longReader) find(ctx context.Context, n int, needle Needle, s tensor.Sparse) (bool, error) {
+// find asks for a needle and tells whether the likeliest tokens are its answer, and how far from it they are in the mean.
+func (r *longReader) find(ctx context.Context, n int, needle Needle, s tensor.Sparse) (found bool, surprised float64, err error) {
 	tokens := slices.Concat(needle.Question, needle.Answer)
+	found = true
 	for i := range tokens[:len(tokens)-1] { // one by one, as answers are generated
 		asked := i + 1 - len(needle.Question)
 		logits, err := r.pass(ctx, n+i, tokens[i:i+1], b2i(asked >= 0), s)
 		if err != nil {
-			return false, err
+			return false, 0, err
 		}
-		if asked >= 0 && likeliest(logits) != needle.Answer[asked] {
-			return false, nil
+		if asked >= 0 {
+			found = found && likeliest(logits) == needle.Answer[asked]
+			surprised += surprise(logits, needle.Answer[asked]) / float64(len(needle.Answer))
 		}
 	}
-	return true, nil
+	return found, surprised, nil
 }
 
 func b2i(b bool) int {
@@ -193,5 +198,5 @@ func likeliest(logits []float32) int32 {
 
 // String says what was measured.
 func (l LongText) String() string {
-	return fmt.Sprintf("perplexity %.2f, %d of %d needles, reads %.0f and writes %.1f tokens/s", l.Perplexity, l.Found, l.Needles, l.Read, l.Write)
+	return fmt.Sprintf("perplexity %.2f, %d of %d needles (%.2f nats), reads %.0f and writes %.1f tokens/s", l.Perplexity, l.Found, l.Needles, l.Surprise, l.Read, l.Write)
 }

@@ -141,7 +141,7 @@ func (m *Model) load(ctx context.Context, src *Source, groups []group, progress 
 				n, err = g[j].bytes(shape)
 			}
 			if err == nil {
-				err = g[j].load(src, shape, memory[:n:n], m.config.NormOffset)
+				err = g[j].load(src, m.pool, shape, memory[:n:n], m.config.NormOffset)
 			}
 			if err != nil {
 				m.fail(i, err)

@@ -1,6 +1,7 @@
 package model
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -160,8 +161,8 @@ func gcd(a, b int) int {
 // pieceBytes is how much of a tensor is read before it is packed.
 const pieceBytes = 1 << 20
 
-// load reads one tensor into memory, which has exactly the size that bytes said.
-func (w *want) load(src *Source, whole tensor.Shape, memory []byte, offset float32) error {
+// load reads one tensor into memory, which has exactly the size that bytes said. The pool's threads pack it.
+func (w *want) load(src *Source, pool *tensor.Pool, whole tensor.Shape, memory []byte, offset float32) error {
 	const op = "model.load"
 	row := whole.Type.Bytes(whole.Cols)
 	if w.role == vector {
@@ -215,10 +216,21 @@ func (w *want) load(src *Source, whole tensor.Shape, memory []byte, offset float
 				copy(raw[r*width:(r+1)*width], raw[r*row+left:])
 			}
 		}
-		if err := m.PackRows(at, raw[:count*width]); err != nil {
+		if err := pack(pool, m, at, raw[:count*width]); err != nil {
 			return sandbox.E(op, sandbox.Invalid, w.name, err)
 		}
 	}
 	*w.matrix = m
 	return nil
+}
+
+// pack fills whole rows of m from first on.
+func pack(pool *tensor.Pool, m tensor.Matrix, first int, raw []byte) error {
+	width := m.Type.Bytes(m.Cols)
+	n := len(raw) / width
+	errs := make([]error, n/tensor.Lanes+1)
+	pool.Run(n, tensor.Lanes, func(lo, hi int) {
+		errs[lo/tensor.Lanes] = m.PackRows(first+lo, raw[lo*width:hi*width])
+	})
+	return errors.Join(errs...)
 }

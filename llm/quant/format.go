@@ -22,6 +22,9 @@ type Format struct {
 	pack  func(dst []byte, s scale, codes []uint8)
 }
 
+// Calibrated reports whether GPTQ and AWQ are defined for a format.
+func (f *Format) Calibrated() bool { return f.round != nil }
+
 // A scale tells the numbers of a group: code * step + low.
 type scale struct{ step, low float32 }
 

@@ -126,7 +126,7 @@ func (j *job) assemble(result string, parts *parts) error {
 // fingerprint tells sources and recipes apart.
 func (j *job) fingerprint() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s %v %d\n", j.recipe.Method, j.recipe.Format.Name, j.recipe.Embedding, j.src.End())
+	fmt.Fprintf(&b, "%s %s %v %d %q\n", j.recipe.Method, j.recipe.Format.Name, j.recipe.Embedding, j.src.End(), j.recipe.Calibration)
 	for _, t := range j.src.Tensors {
 		fmt.Fprintf(&b, "%s %v %v\n", t.Name, t.Type, t.Dims)
 	}

@@ -38,6 +38,8 @@ type Recipe struct {
 	// through; the zero value (F32) means Q8_0, or F16 in 16-bit files.
 	Embedding tensor.Type
 	Threads   int // that compute; 0 is 1
+	// Calibration names the text of GPTQ and AWQ: a run that was interrupted with another is not gone on with. It may be empty.
+	Calibration string
 }
 
 // Activations runs a model over text that is like what it will be used on, and shows
@@ -57,7 +59,7 @@ func (r *Recipe) check(activations Activations) error {
 		if activations == nil {
 			return fmt.Errorf("%s needs text to calibrate on", r.Method)
 		}
-		if r.Format.round == nil {
+		if !r.Format.Calibrated() {
 			return fmt.Errorf("%s is not defined for %s, only for formats with groups of whole numbers", r.Method, r.Format.Name)
 		}
 	default:
