@@ -65,6 +65,21 @@ func Look(data []byte) Sample {
 	return s
 }
 
+// Planes reports whether the bytes are numbers, which are split into planes.
+func (s Sample) Planes() bool { return s.Class.planes() > 0 }
+
+// Nearer reports whether less is left of data, of which s is a sample, when its difference from a prior version is packed.
+// Both are looked at in the same places.
+func Nearer(s Sample, data, prior []byte) bool {
+	if len(prior) < len(data) {
+		return false
+	}
+	return trial(xored(spread(data), spread(prior[:len(data)])), s.Class) < nearer*s.Ratio
+}
+
+// nearer is how much less the difference must leave, at most, to be worth reading the prior version.
+const nearer = 0.95
+
 // trial returns what is left of some bytes when they are packed as those of a class.
 func trial(some []byte, c Class) float64 {
 	packed, err := Append(nil, some, nil, Plan{Planes: c.planes(), Coder: Zstd, Level: zstd.SpeedFastest})
