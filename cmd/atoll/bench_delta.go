@@ -122,7 +122,7 @@ func (a *app) benchDeltaCommand() *cobra.Command {
 	cmd.Flags().IntVar(&d.options.Frame, "frame", 0, "how many `bytes` of literals are compressed together; default 4 MiB")
 	cmd.Flags().Float64Var(&bandwidth, "bandwidth", 100, "of the link, in `Mbit/s`, for the prediction")
 	cmd.Flags().BoolVar(&thirty, "thirty-percent", false, "with --method auto: send all when over 30 % changed, whatever that costs")
-	cmd.Flags().BoolVar(&d.peers, "peers", false, "run rsync -z, zstd --patch-from and xdelta3 too, as far as they are installed")
+	cmd.Flags().BoolVar(&d.peers, "peers", false, "run rsync -z, zstd --patch-from, xdelta3, casync and restic too, as far as they are installed")
 	return cmd
 }
 
