@@ -155,7 +155,8 @@ func EncodeBlocks(ctx context.Context, w io.Writer, base *Signature, next Image,
 	for i := len(base.weak) - 1; i >= 0; i-- {
 		b.number[base.weak[i]] = int64(i) // the first of several
 	}
-	return encode(ctx, w, h, Image{}, next, Dedup, b.segment)
+	o.Method = Dedup
+	return encode(ctx, w, h, Image{}, next, o, b.segment)
 }
 
 // A blockScanner finds the blocks of the new image in a signature.

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/atoll-run/atoll/chunk/pack"
 )
 
 // An Output is where an image is rebuilt. What was written is read again, since later parts refer to earlier ones.
@@ -173,7 +175,7 @@ func (d *decoder) group(first int64, r *record) error {
 
 // open unpacks and checks a group's map, and returns its bytes too.
 func (r *record) open(first int64, l layout) (*group, []byte, error) {
-	raw, err := unpack(r.packedMap, nil, r.mapSize)
+	raw, err := unpack(r.packedMap, pack.With{}, r.mapSize)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -185,16 +187,33 @@ func (r *record) open(first int64, l layout) (*group, []byte, error) {
 func (r *record) literal(g *group, raw []byte, l layout, next func([]byte, int64) error, base Image) ([]byte, error) {
 	var data []byte
 	if r.literals > 0 {
-		dictionary, err := g.dictionary(next, base.read)
-		if err != nil {
-			return nil, err
+		var with pack.With
+		var err error
+		if pages := pageCount(g.fromNew) + pageCount(g.fromBase); pages > 0 {
+			if with.Dictionary, err = g.dictionary(make([]byte, 0, pages*pageSize), next, base.read); err != nil {
+				return nil, err
+			}
 		}
-		if data, err = unpack(r.frame, dictionary, int(r.literals)*l.unit); err != nil {
+		if pack.NeedsPrior(r.frame) {
+			if with.Prior, err = g.prior(l, base); err != nil {
+				return nil, err
+			}
+		}
+		if data, err = unpack(r.frame, with, int(r.literals)*l.unit); err != nil {
 			return nil, err
 		}
 	}
 	if r.hash(raw, data) != r.digest {
 		return nil, fmt.Errorf("%w: a frame is not what its hash says", ErrCorrupt)
+	}
+	return data, nil
+}
+
+// unpack opens a frame of package pack; the caller has bounded its size.
+func unpack(frame []byte, with pack.With, size int) ([]byte, error) {
+	data, err := pack.OpenFrame(frame, with, size)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return data, nil
 }

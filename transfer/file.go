@@ -24,7 +24,7 @@ func OpenImage(path string) (Image, io.Closer, error) {
 	if err != nil {
 		return Image{}, nil, errors.Join(err, f.Close())
 	}
-	return Image{f, info.Size()}, f, nil
+	return Image{newSparseFile(f, info.Size()), info.Size()}, f, nil
 }
 
 // written is a file whose pages go to the disk while more are written, so that syncing it at the end is short.

@@ -14,7 +14,8 @@ import (
 //	header  "ATLD", version (1 byte), length (1 byte), then: flags, unit, frame, size of the new image,
 //	        size of the base, digest of the base (32 bytes, if there is one)
 //	groups  tagGroup, units, literals, size of the map, packed size of the map, packed size of the frame,
-//	        digest (32 bytes) of map, literals, packed map and packed frame; packed map, packed frame
+//	        digest (32 bytes) of map, literals, packed map and packed frame; packed map, packed frame, both as frames of
+//	        package pack, whose first byte says how they are packed
 //	footer  tagFooter, number of groups, for each group the length of its record and its units;
 //	        digest of the new image, seal (32 bytes each)
 //	trailer length of the footer with its tag (4 bytes, little endian), "DLTA"
@@ -23,7 +24,7 @@ import (
 const (
 	magic        = "ATLD"
 	magicEnd     = "DLTA"
-	version      = 2
+	version      = 3
 	trailerSize  = 4 + len(magicEnd)
 	maxHeader    = len(magic) + 2 + 255
 	maxFooter    = 64 << 20

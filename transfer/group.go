@@ -29,6 +29,13 @@ type run struct {
 // A span is a run of pages of 4 KB, by number.
 type span struct{ first, pages int64 }
 
+func pageCount(spans []span) (n int64) {
+	for _, s := range spans {
+		n += s.pages
+	}
+	return n
+}
+
 // add appends one unit to the group.
 func (g *group) add(k kind, from int64, unit int) {
 	g.units++

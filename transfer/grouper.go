@@ -3,7 +3,15 @@ package transfer
 // A cutGroup is a group that is complete, with its literals.
 type cutGroup struct {
 	group
-	data []byte
+	data *[]byte // nil without literals; of the encoder's pool
+}
+
+// literalBytes returns the literals.
+func (c *cutGroup) literalBytes() []byte {
+	if c.data == nil {
+		return nil
+	}
+	return *c.data
 }
 
 // A grouper cuts the new image into groups. What it knows of earlier pages of the image it keeps in an index, which
@@ -55,7 +63,10 @@ func (g *grouper) add(s *scanned) error {
 		g.count(p.kind)
 		g.group.add(p.kind, p.from, g.e.unit)
 		if p.kind == literal {
-			g.group.data = append(g.group.data, unit...)
+			if g.group.data == nil {
+				g.group.data = g.e.buffer(g.e.frame)
+			}
+			*g.group.data = append(*g.group.data, unit...)
 			g.vote(p, at)
 		}
 		if p.kind == patched {
@@ -74,9 +85,9 @@ func (g *grouper) add(s *scanned) error {
 // full reports whether the group must be cut. A large dictionary cuts it early: the compressor's tables hold some
 // megabytes of it and of the literals together, and what falls out is not found.
 func (g *grouper) full() bool {
-	dictionary := (len(g.voteBase) + len(g.voteNew)) * pageSize
-	return len(g.group.data) == g.e.frame || g.group.units == maxGroupUnits || g.patches >= maxGroupPatches ||
-		len(g.group.data)+dictionaryWeight*dictionary >= g.e.frame+g.e.frame/2
+	dictionary, literals := (len(g.voteBase)+len(g.voteNew))*pageSize, int(g.group.literals)*g.e.unit
+	return literals == g.e.frame || g.group.units == maxGroupUnits || g.patches >= maxGroupPatches ||
+		literals+dictionaryWeight*dictionary >= g.e.frame+g.e.frame/2
 }
 
 // dictionaryWeight is how much sooner a byte of the dictionary fills a group than one of the literals. Measured: with
@@ -110,6 +121,9 @@ func (g *grouper) vote(p *place, at int64) {
 	for _, page := range p.votes {
 		g.voteBase[page/pageSize]++
 	}
+	if p.beside {
+		g.voteBase[at/pageSize] += sameVotes
+	}
 	if g.seen == nil {
 		return
 	}
@@ -139,11 +153,7 @@ func (g *grouper) flush() error {
 		return nil
 	}
 	c.fromBase = choose(g.voteBase, maxDictionary/pageSize)
-	used := 0
-	for _, s := range c.fromBase {
-		used += int(s.pages)
-	}
-	c.fromNew = choose(g.voteNew, maxDictionary/pageSize-used)
+	c.fromNew = choose(g.voteNew, maxDictionary/pageSize-int(pageCount(c.fromBase)))
 	for _, a := range g.fresh {
 		g.seen.addAnchor(a.key, a.end)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/atoll-run/atoll/chunk/pack"
 )
 
 const (
@@ -100,7 +102,7 @@ func (t *trial) block(off int64) error {
 		for _, v := range p.votes {
 			t.votes[v/pageSize]++
 		}
-		if at := off + int64(i)*pageSize; t.index == nil && at < t.base.Size {
+		if at := off + int64(i)*pageSize; p.beside || t.index == nil && at < t.base.Size {
 			t.votes[at/pageSize] += sameVotes
 		}
 	}
@@ -110,7 +112,7 @@ func (t *trial) block(off int64) error {
 // ratios compresses what was taken, on trial. Without novel bytes theirs do not matter.
 func (t *trial) ratios(s *Similarity) error {
 	g := group{fromBase: choose(t.votes, maxDictionary/pageSize)}
-	dictionary, err := g.dictionary(nil, t.base.read)
+	dictionary, err := g.dictionary(nil, nil, t.base.read)
 	if err != nil {
 		return err
 	}
@@ -126,7 +128,7 @@ func (t *trial) ratios(s *Similarity) error {
 		if len(part.data) == 0 {
 			continue
 		}
-		packed, err := pack(part.data, part.dictionary, part.level)
+		packed, err := pack.AppendFrame(nil, part.data, pack.With{Dictionary: part.dictionary}, pack.Plan{Coder: pack.Zstd, Level: part.level})
 		if err != nil {
 			return err
 		}

@@ -26,6 +26,7 @@ type place struct {
 	// For a literal page, what it has in common with others.
 	anchors []anchor
 	votes   []int64 // offsets of pages in the base, one for each anchor found there
+	beside  bool    // the base has a page at the same offset, which counts as sameVotes
 }
 
 // A scanned is one segment of the new image with what was found about it without regard to the rest of it.
@@ -101,9 +102,7 @@ func (s *scanner) compare(data, old []byte, off int64) (places []place, equal bo
 			return nil, false, err
 		}
 		if found.kind == literal && s.similar && inBase && !isZero(old[p:p+pageSize]) {
-			for range sameVotes {
-				found.votes = append(found.votes, at)
-			}
+			found.beside = true
 		}
 		places = append(places, found)
 	}

@@ -7,8 +7,9 @@
 //   - from the base at the same offset, or at another one, aligned to pages or not;
 //   - from an earlier page of the new image;
 //   - from nowhere, because they are zero;
-//   - from the literals of the delta, which are compressed in frames. The dictionary of a frame consists of those pages
-//     of the base, and of those earlier in the new image, that have the most content in common with it.
+//   - from the literals of the delta, in frames. What a frame is packed with follows from what is in it, the link and the
+//     processor (package pack). Its dictionary consists of those pages of the base, and of those earlier in the new image,
+//     that have the most content in common with it.
 //
 // What the encoder looks for is its Method; the format is one, and the decoder does not care. docs/delta.md describes it.
 //
@@ -20,6 +21,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/atoll-run/atoll/chunk/pack"
 )
 
 // The ways in which a delta cannot be used. Errors of this package wrap one of them, an error of the caller's readers
@@ -27,7 +30,7 @@ import (
 var (
 	ErrCorrupt   = errors.New("the delta is damaged")
 	ErrTruncated = errors.New("the delta ends too early")
-	ErrVersion   = errors.New("this is no delta, or one of a later version")
+	ErrVersion   = errors.New("this is no delta, or one of another version")
 	ErrWrongBase = errors.New("the delta was made against another base")
 	ErrTooLarge  = errors.New("the image is larger than allowed")
 	ErrNoRandom  = errors.New("the delta was not made for random access")
@@ -45,9 +48,8 @@ const (
 	// DefaultFrame is how many literals a frame holds, maxFrame how many it may.
 	DefaultFrame = 4 << 20
 	maxFrame     = 16 << 20
-	// maxDictionary bounds a frame's dictionary, so that both fit a window.
-	maxDictionary = 28 << 20
-	window        = 64 << 20
+	// maxDictionary bounds a frame's dictionary.
+	maxDictionary = pack.MaxDictionary
 
 	maxGroupUnits = 1 << 18 // bounds the map of a group
 	maxMap        = 8 << 20 // a map at its largest, before compression
@@ -77,6 +79,9 @@ func (m Image) check() error {
 // read fills p with the bytes at off; what lies beyond the end is zero.
 func (m Image) read(p []byte, off int64) error {
 	n := int(max(0, min(int64(len(p)), m.Size-off)))
+	if s, ok := m.At.(*sparseFile); ok && s.empty(off, int64(n)) {
+		n = 0
+	}
 	if n > 0 {
 		if got, err := m.At.ReadAt(p[:n], off); got < n {
 			if err == nil || errors.Is(err, io.EOF) {

@@ -36,11 +36,12 @@ type Sample struct {
 }
 
 const (
-	windows    = 8       // looked at, spread evenly
-	windowSize = 4 << 10 // bytes; a multiple of the size of a number
+	windows    = 8         // looked at, spread evenly, at least,
+	windowEach = 128 << 10 // and one for so many bytes
+	windowSize = 4 << 10   // bytes; a multiple of the size of a number
 )
 
-// Look examines up to 32 KB of data, spread evenly. It costs about as much as compressing these.
+// Look examines 32 KB of data, or 1/32 of it if that is more, spread evenly. It costs about as much as compressing these.
 func Look(data []byte) Sample {
 	s := Sample{Size: len(data), Ratio: 1}
 	if isZero(data) {
@@ -65,6 +66,21 @@ func Look(data []byte) Sample {
 	return s
 }
 
+// Planes reports whether the bytes are numbers, which are split into planes.
+func (s Sample) Planes() bool { return s.Class.planes() > 0 }
+
+// Nearer reports whether less is left of data, of which s is a sample, when its difference from a prior version is packed.
+// Both are looked at in the same places.
+func Nearer(s Sample, data, prior []byte) bool {
+	if len(prior) < len(data) {
+		return false
+	}
+	return trial(xored(spread(data), spread(prior[:len(data)])), s.Class) < nearer*s.Ratio
+}
+
+// nearer is how much less the difference must leave, at most, to be worth reading the prior version.
+const nearer = 0.95
+
 // trial returns what is left of some bytes when they are packed as those of a class.
 func trial(some []byte, c Class) float64 {
 	packed, err := Append(nil, some, nil, Plan{Planes: c.planes(), Coder: Zstd, Level: zstd.SpeedFastest})
@@ -86,12 +102,13 @@ func (c Class) planes() int {
 }
 
 func spread(data []byte) []byte {
-	if len(data) <= windows*windowSize {
+	n := max(windows, len(data)/windowEach)
+	if len(data) <= n*windowSize {
 		return data
 	}
-	some := make([]byte, 0, windows*windowSize)
-	step := (len(data) - windowSize) / (windows - 1) &^ 7 // numbers keep their alignment
-	for i := range windows {
+	some := make([]byte, 0, n*windowSize)
+	step := (len(data) - windowSize) / (n - 1) &^ 7 // numbers keep their alignment
+	for i := range n {
 		some = append(some, data[i*step:i*step+windowSize]...)
 	}
 	return some

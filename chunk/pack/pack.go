@@ -8,6 +8,9 @@
 //
 // Floating-point numbers are split into planes, the first bytes of all numbers, then all second ones: exponents repeat,
 // mantissas do not. A newer version of weights is packed as its difference from the version that both sides hold.
+//
+// Whoever knows size, prior version and hash from elsewhere takes a frame instead (AppendFrame), which has a head of one byte
+// and may use a dictionary. Both are packed and opened in the same way.
 package pack
 
 import (
@@ -38,9 +41,10 @@ const (
 
 // A Plan is how to pack: the zero value stores.
 type Plan struct {
-	Planes int // 2 for 16-bit numbers, 4 for 32-bit ones, 0 for anything else
-	Coder  Coder
-	Level  zstd.EncoderLevel // of Zstd; the decoder does not care
+	Planes  int // 2 for 16-bit numbers, 4 for 32-bit ones, 0 for anything else
+	Coder   Coder
+	Level   zstd.EncoderLevel // of Zstd; the decoder does not care
+	Against bool              // of a frame: the difference from the prior version is packed
 }
 
 // The transforms of an envelope: the number of planes, or one of these.
@@ -61,14 +65,10 @@ func Append(dst, data, prior []byte, p Plan) ([]byte, error) {
 	if isZero(data) {
 		return binary.AppendUvarint(append(dst, transformZero, byte(Stored)), uint64(len(data))), nil
 	}
-	begin, body := len(dst), data
+	begin := len(dst)
 	transform := byte(p.Planes)
 	if prior != nil {
 		transform |= transformPrior
-		body = xored(body, prior)
-	}
-	if p.Planes > 0 {
-		body = split(body, p.Planes)
 	}
 	dst = binary.AppendUvarint(append(dst, transform, byte(p.Coder)), uint64(len(data)))
 	if prior != nil {
@@ -76,11 +76,9 @@ func Append(dst, data, prior []byte, p Plan) ([]byte, error) {
 		dst = append(dst, sum[:]...)
 	}
 	head := len(dst)
-	var err error
-	for _, part := range parts(body, p) {
-		if dst, err = encode(dst, part, p); err != nil {
-			return nil, err
-		}
+	dst, err := appendBody(dst, data, With{Prior: prior}, p)
+	if err != nil {
+		return nil, err
 	}
 	if len(dst)-head < len(data) {
 		return dst, nil
@@ -102,14 +100,14 @@ func parts(body []byte, p Plan) [][]byte {
 	return append(out, body)
 }
 
-func encode(dst, body []byte, p Plan) ([]byte, error) {
+func encode(dst, body, dictionary []byte, p Plan) ([]byte, error) {
 	switch p.Coder {
 	case Stored:
 		return append(dst, body...), nil
 	case S2:
 		return append(dst, s2.Encode(nil, body)...), nil
 	case Zstd:
-		return compress(dst, body, p.Level)
+		return compress(dst, body, dictionary, p.Level)
 	}
 	return nil, fmt.Errorf("pack: there is no coder %d", p.Coder)
 }
@@ -175,21 +173,14 @@ func Open(envelope, prior []byte, limit int) ([]byte, error) {
 	if e.against && (prior == nil || blake3.Sum256(prior) != e.prior) {
 		return nil, ErrPrior
 	}
-	body, err := decode(e)
-	if err != nil {
-		return nil, err
+	if !e.against {
+		prior = nil
 	}
-	if e.planes > 0 {
-		body = join(body, e.planes)
-	}
-	if e.against {
-		body = xored(body, prior)
-	}
-	return body, nil
+	return e.body(With{Prior: prior})
 }
 
 // decode returns exactly e.size bytes.
-func decode(e opened) (body []byte, err error) {
+func decode(e opened, dictionary []byte) (body []byte, err error) {
 	switch e.coder {
 	case Stored:
 		body = append([]byte(nil), e.payload...)
@@ -199,7 +190,7 @@ func decode(e opened) (body []byte, err error) {
 		}
 		body, err = s2.Decode(nil, e.payload)
 	case Zstd:
-		body, err = decompress(e.payload, e.size)
+		body, err = decompress(e.payload, dictionary, e.size)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)

@@ -206,7 +206,7 @@ func TestEveryPlanOpens(t *testing.T) {
 	for _, planes := range []int{0, 2, 4} {
 		for _, k := range coders {
 			for _, prior := range [][]byte{nil, data[:7000], append(bytes.Clone(data), 1, 2, 3), {}} {
-				envelope, err := Append([]byte("before"), data, prior, Plan{planes, k.coder, k.level})
+				envelope, err := Append([]byte("before"), data, prior, Plan{Planes: planes, Coder: k.coder, Level: k.level})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -91,7 +91,7 @@ func (a *app) benchDeltaCommand() *cobra.Command {
 		Use: "delta OLD NEW", Short: "Measure turning one file into another by a delta", Args: exact("OLD", "NEW"),
 		Long: "Makes the delta by which who has OLD gets NEW (disks, memories, any files), decodes it, and compares the result\n" +
 			"with NEW byte by byte. cpu_s is the processor time of encoding, with indexing OLD. Beside it stands what sending\n" +
-			"all of NEW with zstd and sending changed blocks of 64 KB with zstd would take.",
+			"all of NEW with zstd and sending changed blocks of 64 KB, packed as frames are, would take.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -122,7 +122,7 @@ func (a *app) benchDeltaCommand() *cobra.Command {
 	cmd.Flags().IntVar(&d.options.Frame, "frame", 0, "how many `bytes` of literals are compressed together; default 4 MiB")
 	cmd.Flags().Float64Var(&bandwidth, "bandwidth", 100, "of the link, in `Mbit/s`, for the prediction")
 	cmd.Flags().BoolVar(&thirty, "thirty-percent", false, "with --method auto: send all when over 30 % changed, whatever that costs")
-	cmd.Flags().BoolVar(&d.peers, "peers", false, "run rsync -z, zstd --patch-from and xdelta3 too, as far as they are installed")
+	cmd.Flags().BoolVar(&d.peers, "peers", false, "run rsync -z, zstd --patch-from, xdelta3, casync and restic too, as far as they are installed")
 	return cmd
 }
 
@@ -184,7 +184,7 @@ func (d *deltaBench) run(ctx context.Context, step func(string)) (r deltaReport,
 	for _, other := range []struct {
 		name string
 		size func(context.Context) (int64, error)
-	}{{"whole file, zstd -3", d.wholeSize}, {"64 KB blocks, zstd -3", d.blocksSize}} {
+	}{{"whole file, zstd -3", d.wholeSize}, {"64 KB blocks", d.blocksSize}} {
 		step(other.name)
 		begin := clock()
 		n, err := other.size(ctx)

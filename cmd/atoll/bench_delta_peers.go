@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,19 +21,38 @@ type deltaPeer struct {
 	args func(d *deltaBench) []string
 	// size returns the bytes that it made or sent, given what it printed.
 	size func(d *deltaBench, printed string) (int64, error)
+	// store makes a folder that holds the old file, which is there already and not measured: what it grows by are the bytes.
+	store func(d *deltaBench) [][]string
 }
 
 // deltaPeers are run as their users would. rsync works on a copy of the old file, as if that were at the other end.
 var deltaPeers = []deltaPeer{
-	{"rsync -z", func(d *deltaBench) []string {
+	{name: "rsync -z", args: func(d *deltaBench) []string {
 		return []string{"rsync", "-z", "--inplace", "--no-whole-file", "--stats", d.newName, d.peerFile()}
-	}, func(_ *deltaBench, printed string) (int64, error) { return rsyncTotal(printed) }},
-	{"zstd --patch-from", func(d *deltaBench) []string {
+	}, size: func(_ *deltaBench, printed string) (int64, error) { return rsyncTotal(printed) }},
+	{name: "zstd --patch-from", args: func(d *deltaBench) []string {
 		return []string{"zstd", "-3", "--long=31", "-q", "-f", "--patch-from=" + d.oldName, d.newName, "-o", d.peerFile()}
-	}, fileSize},
-	{"xdelta3", func(d *deltaBench) []string {
+	}, size: fileSize},
+	{name: "xdelta3", args: func(d *deltaBench) []string {
 		return []string{"xdelta3", "-e", "-f", "-B", strconv.FormatInt(min(d.old.Size+1, 2<<30-1), 10), "-s", d.oldName, d.newName, d.peerFile()}
-	}, fileSize},
+	}, size: fileSize},
+	{name: "casync", args: func(d *deltaBench) []string { return d.casync("new", d.newName) }, size: folderSize,
+		store: func(d *deltaBench) [][]string {
+			return [][]string{{"mkdir", d.peerFile()}, d.casync("old", d.oldName)}
+		}},
+	{name: "restic", args: func(d *deltaBench) []string { return d.restic("backup", "-q", d.newName) }, size: folderSize,
+		store: func(d *deltaBench) [][]string {
+			return [][]string{d.restic("init", "-q"), d.restic("backup", "-q", d.oldName)}
+		}},
+}
+
+// casync cuts a file where its content says so, into chunks that it compresses one by one.
+func (d *deltaBench) casync(name, file string) []string {
+	return []string{"casync", "make", "--store=" + d.peerFile(), filepath.Join(d.peerFile(), name+".caibx"), file}
+}
+
+func (d *deltaBench) restic(args ...string) []string {
+	return append([]string{"restic", "--no-cache", "-r", d.peerFile()}, args...)
 }
 
 func (d *deltaBench) peerFile() string { return filepath.Join(d.dir, "peer") }
@@ -45,6 +65,21 @@ func fileSize(d *deltaBench, _ string) (int64, error) {
 	return info.Size(), nil
 }
 
+// folderSize adds up the files of the peer's folder.
+func folderSize(d *deltaBench, _ string) (total int64, err error) {
+	err = filepath.WalkDir(d.peerFile(), func(_ string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		info, err := e.Info()
+		if err == nil {
+			total += info.Size()
+		}
+		return err
+	})
+	return total, err
+}
+
 // run measures the program, or says why not.
 func (p deltaPeer) run(ctx context.Context, d *deltaBench) (b besides, err error) {
 	b.Name = p.name
@@ -53,31 +88,47 @@ func (p deltaPeer) run(ctx context.Context, d *deltaBench) (b besides, err error
 		b.Absent = args[0] + " is not installed"
 		return b, nil
 	}
+	defer func() { err = errors.Join(err, os.RemoveAll(d.peerFile())) }()
 	if args[0] == "rsync" {
 		if err := copyRegular(ctx, d.oldName, d.peerFile()); err != nil {
 			return b, err
 		}
 	}
-	defer func() {
-		if e := os.Remove(d.peerFile()); !errors.Is(e, os.ErrNotExist) {
-			err = errors.Join(err, e)
+	kept := int64(0)
+	if p.store != nil {
+		for _, args := range p.store(d) {
+			if _, b.Absent, err = peerRun(ctx, args); err != nil || b.Absent != "" {
+				return b, err
+			}
 		}
-	}()
+		if kept, err = p.size(d, ""); err != nil {
+			return b, err
+		}
+	}
 	before := processorTime(unix.RUSAGE_CHILDREN)
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	printed, err := cmd.CombinedOutput()
-	if err != nil {
-		if ctx.Err() != nil {
-			return b, ctx.Err()
-		}
-		line, _, _ := strings.Cut(strings.TrimSpace(string(printed)), "\n")
-		b.Absent = fmt.Sprintf("%v: %s", err, line)
-		return b, nil
+	printed, absent, err := peerRun(ctx, args)
+	if b.Absent = absent; err != nil || absent != "" {
+		return b, err
 	}
 	b.CPU = round(processorTime(unix.RUSAGE_CHILDREN) - before)
-	b.Bytes, err = p.size(d, string(printed))
+	b.Bytes, err = p.size(d, printed)
+	b.Bytes -= kept
 	return b, err
+}
+
+// peerRun runs a peer's command and returns what it printed, or why it failed; err says that it was stopped.
+func peerRun(ctx context.Context, args []string) (printed, failed string, err error) {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C", "RESTIC_PASSWORD=bench")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", "", ctx.Err()
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return "", fmt.Sprintf("%v: %s", err, line), nil
+	}
+	return string(out), "", nil
 }
 
 // copyRegular copies a file, sparse where it is zero.
