@@ -68,8 +68,8 @@ type Runtime interface {
 	// Receive makes a sandbox from the snapshot in dir and what Send writes, as
 	// Restore does from the snapshot alone. When all of r has arrived it calls start,
 	// which calls run once the sandbox may not run anywhere else any more, or fails;
-	// then nothing is left of the sandbox. r is closed when it is not needed any more,
-	// or not any more to be waited for.
+	// then nothing is left of the sandbox. r is closed when it is not waited for any
+	// more, and else at the end.
 	Receive(ctx context.Context, spec Spec, dir string, r io.ReadCloser, start func(run func() error) error) error
 
 	// Changes writes what the sandbox changed in its root as a tar stream in

@@ -61,7 +61,8 @@ func Out(ctx context.Context, from vmm.Machine, disk string, base Base, wire io.
 // memory that begins as the base, with the same devices as the other, and with an
 // empty uppermost layer of its disk, the file disk, upon the same layers. It returns when all has
 // arrived; Resume then lets the machine run, once the other may not any more. When
-// it fails the machine is to be killed. wire is closed when it is not needed any more.
+// it fails the machine is to be killed. wire is closed when nobody waits for it any
+// more.
 func In(ctx context.Context, to vmm.Machine, disk string, base Base, wire io.ReadCloser) (Stats, error) {
 	layer, err := os.OpenFile(disk, os.O_WRONLY, 0)
 	if err != nil {
@@ -83,10 +84,11 @@ func In(ctx context.Context, to vmm.Machine, disk string, base Base, wire io.Rea
 	go func() {
 		select {
 		case <-to.Ended():
+			wire.Close()
 		case <-ctx.Done():
+			wire.Close()
 		case <-over:
 		}
-		wire.Close()
 	}()
 	stats, err := Receive(in, wire, base, layer)
 	in.Close()

@@ -15,8 +15,14 @@ const moveState = "move-state"
 
 // moveDowntime is how long QEMU, when it asks itself whether it can stop the
 // machine and send the rest, may think that this takes, in milliseconds. What it
-// knows is the rate at which the sender reads, so it is far less in truth.
-const moveDowntime = 30
+// knows is the rate at which the sender reads, so it is far less in truth. A machine
+// that changes more than can be sent may stand still for longer: twice as long each
+// moveRelents, moveRelentsTimes times.
+const (
+	moveDowntime     = 30
+	moveRelents      = 5 * time.Second
+	moveRelentsTimes = 7
+)
 
 // capabilities switches features of moving on.
 func capabilities(names ...string) map[string]any {
@@ -82,6 +88,9 @@ func (m *machine) Send(ctx context.Context, state *os.File) (stopped time.Time, 
 		step{command: "migrate-set-parameters", args: map[string]any{"max-bandwidth": 0, "downtime-limit": moveDowntime}},
 		step{"getfd", map[string]any{"fdname": moveState}, state},
 		step{command: "migrate", args: map[string]any{"uri": "fd:" + moveState}})
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	go m.relent(ctx)
 	if err == nil {
 		// Once it is completed nothing but we lets the machine go on.
 		err = m.await(ctx, since, func(e event) (bool, error) {
@@ -95,6 +104,24 @@ func (m *machine) Send(ctx context.Context, state *os.File) (stopped time.Time, 
 		return stopped, errors.Join(m.explain("send the machine", err), m.Stay(context.WithoutCancel(ctx)))
 	}
 	return stopped, nil
+}
+
+// sendTimeout bounds how long a machine may be on its way.
+const sendTimeout = 15 * time.Minute
+
+// relent lets QEMU stop a machine for longer the longer its move takes.
+func (m *machine) relent(ctx context.Context) {
+	for limit, n := moveDowntime, 0; n < moveRelentsTimes; n++ {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(moveRelents):
+		}
+		limit *= 2
+		if m.steps(ctx, step{command: "migrate-set-parameters", args: map[string]any{"downtime-limit": limit}}) != nil {
+			return // it has arrived, or failed, and whoever waits for that is told
+		}
+	}
 }
 
 // stayPause is how often QEMU is asked whether it has given up, stayTimeout how long.
