@@ -116,6 +116,7 @@ func New(cfg Config) *Carrier {
 	c.mux.HandleFunc("GET "+cutPath, c.servePart)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
+	c.mux.HandleFunc("POST "+livePath, c.serveLive)
 	c.mux.HandleFunc("POST /carry/v1/reach/{sandbox}/{port}", c.serveReach)
 	c.mux.HandleFunc(forwardPath, c.serveForwarded)
 	return c

@@ -66,6 +66,7 @@ type host struct {
 type options struct {
 	stageLimit int64
 	fault      func(migrate.Step) (migrate.Outcome, error)
+	snapshots  bool // its runtime sends nothing live
 	site       string
 	store      *bucket.Bucket
 	rules      chunk.Rules // of the store
@@ -145,6 +146,7 @@ func (h *host) node() *node.Node {
 	db.SetMaxOpenConns(1)
 	caps := fake.Capabilities()
 	caps.Memory = true // what a live move asks for
+	caps.Live = !h.options.snapshots
 	h.world = fake.NewWorld(h.t.TempDir(), guesttest.Binary(h.t))
 	h.nodes, err = node.Open(ctx, node.Config{Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: &caps})}, Images: h.images,
 		Snapshots: h.snapshots, NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler)})

@@ -17,12 +17,25 @@ import (
 // Moved is what a live move took.
 type Moved struct {
 	Sandbox  string        `json:"sandbox"`
-	Node     string        `json:"node"`     // where it runs now
-	Rounds   []int64       `json:"rounds"`   // bytes sent by each copy while it ran
-	Final    int64         `json:"final"`    // bytes sent while it stood still
-	Downtime time.Duration `json:"downtime"` // from its freeze until the target said that it runs
+	Node     string        `json:"node"` // where it runs now
+	Way      Way           `json:"way"`
+	Why      string        `json:"why,omitempty"` // it was not moved live
+	Rounds   []int64       `json:"rounds"`        // bytes sent by each copy while it ran
+	Stream   int64         `json:"stream"`        // bytes of its runtime's stream, of which the last were sent while it stood still; 0 unless live
+	Final    int64         `json:"final"`         // bytes of the last copy, sent while it stood still; 0 when live
+	Wire     int64         `json:"wire"`          // all of these bytes
+	Downtime time.Duration `json:"downtime"`      // from its stop until the target said that it runs
 	Took     time.Duration `json:"took"`
 }
+
+// Way is how a sandbox was moved.
+type Way string
+
+// The ways.
+const (
+	Live        Way = "live"      // sent while it runs, by its runtime, beside a first copy
+	BySnapshots Way = "snapshots" // copied again and again, and once more while it stands still
+)
 
 const (
 	stepTimeout = 2 * time.Minute // of a step that only asks
@@ -40,6 +53,7 @@ type arrival struct {
 	mu    sync.Mutex
 	from  string // the peer's ID
 	since time.Time
+	live  *decision // about a sandbox that is sent while it runs
 }
 
 const (
@@ -58,6 +72,9 @@ type departure struct {
 // verdict is what a target answers.
 type verdict struct {
 	Runs bool `json:"runs"`
+	// Live says that a sandbox can be sent while it runs.
+	Live    bool   `json:"live,omitempty"`
+	Problem string `json:"problem,omitempty"` // why it does not run
 }
 
 // Migrate moves a running sandbox to a peer and returns when it runs there, under the same ID and name. When it fails, the
@@ -86,6 +103,10 @@ func (c *Carrier) Migrate(ctx context.Context, ref, to string, report func(Progr
 		return Moved{}, err
 	}
 	m.result.Took = time.Since(m.began)
+	m.result.Wire = m.result.Stream + m.result.Final
+	for _, n := range m.result.Rounds {
+		m.result.Wire += n
+	}
 	if end.Step == migrate.Moved {
 		return m.result, nil
 	}
@@ -129,7 +150,9 @@ type mover struct {
 	cancel context.CancelFunc // gives up
 	forced atomic.Bool        // it is believed that the target does not have the sandbox, without asking
 
-	final  string // the snapshot of the final state
+	final  string     // the snapshot of the last copy
+	stream *departing // what is sent live; nil: nothing is
+	live   bool       // both ends can
 	frozen time.Time
 	result Moved
 	err    error // the first
@@ -144,6 +167,11 @@ func (m *mover) drive(ctx context.Context, s migrate.State) (migrate.State, erro
 		return s, err
 	}
 	defer m.c.departures.remove(m)
+	defer func() {
+		if m.stream != nil {
+			m.stream.close()
+		}
+	}()
 	defer close(m.ended)
 	return m.run(ctx, s), nil
 }
@@ -166,6 +194,9 @@ func (m *mover) run(ctx context.Context, s migrate.State) migrate.State {
 			}
 		}
 		next := s.Next(outcome, wire, ctx.Err() != nil)
+		if s.Step == migrate.Prepare {
+			next.Live = m.live
+		}
 		m.result.Rounds = next.Rounds
 		if next.Step == s.Step && s.Step != migrate.Copy {
 			select {
@@ -194,15 +225,23 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 	}
 	switch s {
 	case migrate.Prepare:
-		_, err := m.ask(ctx, "prepare", departure{Sandbox: m.sb.ID, Name: m.sb.Name, Runtime: m.sb.Runtime})
+		v, err := m.ask(ctx, "prepare", departure{Sandbox: m.sb.ID, Name: m.sb.Name, Runtime: m.sb.Runtime})
+		m.result.Way, m.result.Why = BySnapshots, n.Sendable(m.sb)
+		if m.result.Why == "" && !v.Live {
+			m.result.Why = "the other node takes none in live"
+		}
+		m.live = m.result.Why == ""
 		return settled(err), 0, err
 	case migrate.Copy:
 		snap, err := n.Checkpoint(ctx, m.sb.ID)
 		if err != nil {
 			return migrate.Failed, 0, err
 		}
+		m.final = snap.ID
 		wire, err := m.send(ctx, snap.ID)
 		return settled(err), wire, err
+	case migrate.Stream:
+		return m.sendLive(ctx)
 	case migrate.Freeze:
 		m.frozen = time.Now()
 		snap, err := n.Depart(ctx, m.sb.ID, m.to.ID)
@@ -213,6 +252,11 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		m.result.Final = wire
 		return settled(err), wire, err
 	case migrate.Switch:
+		if m.stream != nil {
+			err := m.stream.finish(func() { m.result.Downtime = time.Since(m.frozen) })
+			m.result.Way = Live
+			return settled(err), 0, err
+		}
 		_, err := m.ask(ctx, "switch", departure{Sandbox: m.sb.ID, Snapshot: m.final})
 		m.result.Downtime = time.Since(m.frozen)
 		return settled(err), 0, err
@@ -223,6 +267,9 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		}
 		return settled(err), 0, err
 	case migrate.Thaw:
+		if m.stream != nil {
+			m.stream.close()
+		}
 		_, err := n.Stay(ctx, m.sb.ID)
 		if sandbox.Is(err, sandbox.NotFound) {
 			err = nil // it was removed meanwhile
@@ -240,6 +287,31 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		return settled(err), 0, err
 	}
 	return migrate.Done, 0, nil
+}
+
+// sendLive sends the sandbox while it runs. When it is Done the sandbox stands still, and its end is sent by Switch.
+func (m *mover) sendLive(ctx context.Context) (migrate.Outcome, int64, error) {
+	n := m.c.cfg.Node
+	rec, err := n.Get(ctx, m.sb.ID)
+	if err == nil {
+		m.stream, err = m.c.depart(ctx, m.to, passage{Snapshot: m.final, Record: rec})
+	}
+	if err == nil {
+		m.frozen, err = n.Send(ctx, m.sb.ID, m.to.ID, m.final, m.stream)
+		m.result.Stream = m.stream.wire.Load()
+		if err != nil {
+			err = m.stream.why(err)
+			m.stream.close()
+		}
+	}
+	switch {
+	case err == nil:
+		return migrate.Done, 0, nil
+	case sandbox.Is(err, sandbox.Unsupported):
+		m.stream, m.result.Why = nil, err.Error()
+		return migrate.Refused, 0, err
+	}
+	return migrate.Failed, 0, err // the target was not told to start it
 }
 
 // settled is what an error says about whether something happened. An error that came from the other end, or from here, is
@@ -288,7 +360,7 @@ func (c *Carrier) serveMove(w http.ResponseWriter, r *http.Request) {
 	var err error
 	switch r.PathValue("what") {
 	case "prepare":
-		err = c.prepare(ctx, from, d)
+		v.Live, err = c.prepare(ctx, from, d)
 	case "switch":
 		v, err = c.arrive(ctx, from, d)
 	case "give-up":
@@ -303,24 +375,24 @@ func (c *Carrier) serveMove(w http.ResponseWriter, r *http.Request) {
 	peer.Answer(w, v)
 }
 
-// prepare promises to take a sandbox.
-func (c *Carrier) prepare(ctx context.Context, from string, d departure) error {
+// prepare promises to take a sandbox, and says whether it can be sent live.
+func (c *Carrier) prepare(ctx context.Context, from string, d departure) (live bool, err error) {
 	const op = "carry.Migrate"
 	for _, ref := range []string{d.Sandbox, d.Name} {
 		if sb, err := c.cfg.Node.Get(ctx, ref); err == nil && ref != "" && sb.State != sandbox.Terminated {
-			return sandbox.Errorf(op, sandbox.Exists, ref, "the receiving node has a sandbox of this name")
+			return false, sandbox.Errorf(op, sandbox.Exists, ref, "the receiving node has a sandbox of this name")
 		}
 	}
 	rt, err := c.cfg.Node.Runtime(d.Runtime)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !rt.Capabilities().Memory {
-		return sandbox.Errorf(op, sandbox.Unsupported, d.Name, "runtime %s keeps no memory in snapshots", d.Runtime)
+		return false, sandbox.Errorf(op, sandbox.Unsupported, d.Name, "runtime %s keeps no memory in snapshots", d.Runtime)
 	}
 	if p, ok := rt.(interface{ Prepare(context.Context) error }); ok { // else it stands still while that is done
 		if err := p.Prepare(ctx); err != nil {
-			return err
+			return false, err
 		}
 	}
 	c.arrivals.mu.Lock()
@@ -332,10 +404,10 @@ func (c *Carrier) prepare(ctx context.Context, from string, d departure) error {
 		}
 	}
 	if len(c.arrivals.prepared) >= maxArrivals {
-		return sandbox.Errorf(op, sandbox.Exhausted, d.Name, "%d sandboxes are on their way here already", maxArrivals)
+		return false, sandbox.Errorf(op, sandbox.Exhausted, d.Name, "%d sandboxes are on their way here already", maxArrivals)
 	}
-	c.arrivals.prepared[d.Sandbox] = &arrival{from: from, since: now}
-	return nil
+	c.arrivals.prepared[d.Sandbox] = &arrival{from: from, since: now, live: new(decision)}
+	return rt.Capabilities().Live, nil
 }
 
 func (c *Carrier) arrival(from, id string) *arrival {
@@ -350,7 +422,7 @@ func (c *Carrier) arrival(from, id string) *arrival {
 // runs reports whether the sandbox has arrived.
 func (c *Carrier) runs(ctx context.Context, id string) bool {
 	sb, err := c.cfg.Node.Get(ctx, id)
-	return err == nil && sb.ID == id && sb.State != sandbox.Terminated && sb.State != sandbox.Creating && sb.Moving == ""
+	return err == nil && sb.ID == id && sb.State != sandbox.Terminated && sb.State != sandbox.Creating
 }
 
 // arrive starts the sandbox, unless this node gave up, or was started anew, since it promised to.
@@ -393,6 +465,7 @@ func (c *Carrier) forget(id string) {
 // giveUp promises that the sandbox does not run here and will not, or says that it does.
 func (c *Carrier) giveUp(ctx context.Context, from string, d departure) (verdict, error) {
 	if a := c.arrival(from, d.Sandbox); a != nil {
+		a.live.giveUp()
 		a.mu.Lock() // a start that is under way ends first
 		defer a.mu.Unlock()
 		if c.arrival(from, d.Sandbox) == a {

@@ -16,11 +16,14 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
+// ways are those in which sandboxes move, by whether their runtime sends nothing live.
+var ways = map[carry.Way]bool{carry.Live: false, carry.BySnapshots: true}
+
 // movers are two hosts with a sandbox that runs on the first.
-func movers(t *testing.T, fault func(migrate.Step) (migrate.Outcome, error)) (a, b *host, sb node.Sandbox) {
+func movers(t *testing.T, way carry.Way, fault func(migrate.Step) (migrate.Outcome, error)) (a, b *host, sb node.Sandbox) {
 	t.Helper()
-	a = newHostWith(t, "a", options{fault: fault})
-	b = newHost(t, "b", 0)
+	a = newHostWith(t, "a", options{fault: fault, snapshots: ways[way]})
+	b = newHostWith(t, "b", options{snapshots: ways[way]})
 	peertest.Join(t, a.Node, b.Node, b.Addr)
 	a.addImage(t, "base", content(1, 100_000))
 	sb, err := a.node().Create(ctx, node.CreateRequest{Image: "base", Name: "mover", Network: sandbox.NetworkNone})
@@ -49,7 +52,13 @@ func running(t *testing.T, id string, hosts ...*host) (where []string) {
 
 // conformance: V3
 func TestARunningSandboxMovesWithItsNameAndFiles(t *testing.T) {
-	a, b, sb := movers(t, nil)
+	for way := range ways {
+		t.Run(string(way), func(t *testing.T) { testMove(t, way) })
+	}
+}
+
+func testMove(t *testing.T, way carry.Way) {
+	a, b, sb := movers(t, way, nil)
 	res, err := a.Migrate(ctx, "mover", "b", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +76,10 @@ func TestARunningSandboxMovesWithItsNameAndFiles(t *testing.T) {
 	if n := len(a.snapshots.List()) + len(b.snapshots.List()); n != 0 {
 		t.Errorf("%d snapshots are left", n)
 	}
-	t.Logf("measured: V3 moved between two nodes on one machine: downtime %v, rounds %v, then %d bytes", res.Downtime.Round(time.Millisecond), res.Rounds, res.Final)
+	if res.Way != way || (res.Why == "") != (way == carry.Live) || res.Wire == 0 || (res.Stream > 0) != (way == carry.Live) {
+		t.Errorf("%+v", res)
+	}
+	t.Logf("measured: V3 moved between two nodes on one machine, %s: downtime %v, rounds %v, then %d bytes", way, res.Downtime.Round(time.Millisecond), res.Rounds, res.Final+res.Stream)
 	// And back.
 	if _, err := b.Migrate(ctx, sb.ID, "a", nil); err != nil {
 		t.Fatal(err)
@@ -79,63 +91,96 @@ func TestARunningSandboxMovesWithItsNameAndFiles(t *testing.T) {
 
 // conformance: V3
 func TestWhicheverStepFailsTheSandboxRunsInOnePlace(t *testing.T) {
-	boom := errors.New("boom")
-	for _, step := range []migrate.Step{migrate.Prepare, migrate.Copy, migrate.Freeze, migrate.Send, migrate.Switch, migrate.Clean, migrate.Drop} {
-		for _, outcome := range []migrate.Outcome{migrate.Failed, migrate.Unknown} {
-			t.Run(fmt.Sprintf("%s/%d", step, outcome), func(t *testing.T) {
-				failed := false
-				a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
-					if s == step && !failed {
-						failed = true
-						return outcome, boom
-					}
-					return 0, nil
-				})
-				_, err := a.Migrate(ctx, "mover", "b", nil)
-				where := running(t, sb.ID, a, b)
-				if len(where) != 1 {
-					t.Fatalf("it runs on %v", where)
-				}
-				if moved := where[0] == b.Node.ID(); moved != (err == nil) {
-					t.Errorf("moved %v, and the answer is %v", moved, err)
-				}
-				if err != nil && !errors.Is(err, boom) {
-					t.Errorf("the reason is lost: %v", err)
-				}
-				for _, h := range []*host{a, b} {
-					if got, err := h.node().Get(ctx, sb.ID); err == nil && got.State == sandbox.Running && where[0] != h.Node.ID() {
-						t.Errorf("%s believes that it runs there", h.Node.ID())
-					}
-				}
-			})
+	for way := range ways {
+		for _, step := range steps(way) {
+			for _, outcome := range []migrate.Outcome{migrate.Failed, migrate.Unknown} {
+				t.Run(fmt.Sprintf("%s/%s/%d", way, step, outcome), func(t *testing.T) { testStepFails(t, way, step, outcome) })
+			}
 		}
+	}
+}
+
+// steps are those that a move takes, and Drop.
+func steps(way carry.Way) []migrate.Step {
+	if way == carry.Live {
+		return []migrate.Step{migrate.Prepare, migrate.Copy, migrate.Stream, migrate.Switch, migrate.Clean, migrate.Drop}
+	}
+	return []migrate.Step{migrate.Prepare, migrate.Copy, migrate.Freeze, migrate.Send, migrate.Switch, migrate.Clean, migrate.Drop}
+}
+
+func testStepFails(t *testing.T, way carry.Way, step migrate.Step, outcome migrate.Outcome) {
+	boom := errors.New("boom")
+	failed := false
+	a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
+		if s == step && !failed {
+			failed = true
+			return outcome, boom
+		}
+		return 0, nil
+	})
+	_, err := a.Migrate(ctx, "mover", "b", nil)
+	where := running(t, sb.ID, a, b)
+	if len(where) != 1 {
+		t.Fatalf("it runs on %v", where)
+	}
+	if moved := where[0] == b.Node.ID(); moved != (err == nil) {
+		t.Errorf("moved %v, and the answer is %v", moved, err)
+	}
+	if err != nil && !errors.Is(err, boom) {
+		t.Errorf("the reason is lost: %v", err)
+	}
+	for _, h := range []*host{a, b} {
+		if got, err := h.node().Get(ctx, sb.ID); err == nil && got.State == sandbox.Running && (where[0] != h.Node.ID() || got.Moving != "") {
+			t.Errorf("%s believes that it runs there: %+v", h.Node.ID(), got)
+		}
+	}
+	if err == nil {
+		return
+	}
+	// What failed once is no obstacle.
+	if _, err := a.Migrate(ctx, "mover", "b", nil); err != nil {
+		t.Error(err)
 	}
 }
 
 // conformance: V3
 func TestGivingUpBeforeTheSwitchLetsItGoOnHere(t *testing.T) {
-	for _, step := range []migrate.Step{migrate.Copy, migrate.Freeze, migrate.Send} {
-		ctx, cancel := context.WithCancel(ctx)
-		a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
-			if s == step {
-				cancel()
+	for way := range ways {
+		for _, step := range steps(way)[1:4] {
+			if step != migrate.Switch {
+				t.Run(fmt.Sprintf("%s/%s", way, step), func(t *testing.T) { testGiveUp(t, way, step) })
 			}
-			return 0, nil
-		})
-		if _, err := a.Migrate(ctx, "mover", "b", nil); err == nil {
-			t.Errorf("%s: no error", step)
 		}
-		if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
-			t.Errorf("%s: it runs on %v", step, where)
+	}
+}
+
+func testGiveUp(t *testing.T, way carry.Way, step migrate.Step) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
+		if s == step {
+			cancel()
 		}
-		cancel()
+		return 0, nil
+	})
+	if _, err := a.Migrate(ctx, "mover", "b", nil); err == nil {
+		t.Error("no error")
+	}
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+		t.Errorf("it runs on %v", where)
 	}
 }
 
 // conformance: V3
 func TestAMoveInDoubtIsResolvedByAskingOrByForce(t *testing.T) {
+	for way := range ways {
+		t.Run(string(way), func(t *testing.T) { testDoubt(t, way) })
+	}
+}
+
+func testDoubt(t *testing.T, way carry.Way) {
 	silent, doubt := atomic.Bool{}, make(chan struct{}, 2)
-	a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+	a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
 		if silent.Load() && (s == migrate.Switch || s == migrate.Ask) {
 			if s == migrate.Switch {
 				doubt <- struct{}{}
@@ -193,10 +238,18 @@ func TestAMoveInDoubtIsResolvedByAskingOrByForce(t *testing.T) {
 
 // conformance: V3
 func TestASourceThatWasKilledInDoubtFindsOut(t *testing.T) {
-	for _, arrived := range []bool{false, true} {
+	for way := range ways {
+		for _, arrived := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%t", way, arrived), func(t *testing.T) { testKilledInDoubt(t, way, arrived) })
+		}
+	}
+}
+
+func testKilledInDoubt(t *testing.T, way carry.Way, arrived bool) {
+	{
 		dead := false
 		var end func()
-		a, b, sb := movers(t, func(s migrate.Step) (migrate.Outcome, error) {
+		a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
 			if dead || s == migrate.Switch && !arrived || s == migrate.Clean {
 				dead = true
 				end() // the process ends: nothing of the move is done any more

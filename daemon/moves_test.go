@@ -14,9 +14,11 @@ import (
 	"time"
 
 	"github.com/atoll-run/atoll/api/native"
+	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/guest"
 	"github.com/atoll-run/atoll/guest/guesttest"
 	"github.com/atoll-run/atoll/node"
+	"github.com/atoll-run/atoll/runtime/microvm"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -27,6 +29,9 @@ func twoNodes(t *testing.T, runtime string) (a, b *native.Client, url string) {
 	for i := range clients {
 		cfg := config(t)
 		cfg.Runtimes, cfg.Name = []string{runtime}, "node"+strconv.Itoa(i)
+		if runtime == microvm.Name {
+			shareKernels(t, cfg.Home)
+		}
 		ep, _ := serve(t, cfg)
 		clients[i] = client(t, cfg, ep)
 		if i == 0 {
@@ -160,8 +165,11 @@ func testConnected(t *testing.T, runtime string) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("measured: V3 %s sandbox with clients connected to the first node: downtime %v, copies %v, then %d bytes", runtime,
-			moved.Downtime.Round(time.Millisecond), moved.Rounds, moved.Final)
+		t.Logf("measured: V3 %s sandbox with clients connected to the first node, moved %s %s: downtime %v, copies %v, then %d bytes", runtime,
+			moved.Way, moved.Why, moved.Downtime.Round(time.Millisecond), moved.Rounds, moved.Final+moved.Stream)
+		if live := runtime == microvm.Name; live != (moved.Way == carry.Live) {
+			t.Errorf("it was moved %s: %s", moved.Way, moved.Why)
+		}
 		// Whoever comes anew to the first node is served as before.
 		for name, agent := range ways {
 			out, err := agent.Run(ctx, guest.Command{Args: []string{"/usr/bin/bash", "-c", "echo new"}})

@@ -3,8 +3,9 @@
 // It is a pure state machine: it has no clock and does nothing. Whoever drives it carries out a Step, says what came of it,
 // and gets the next. Whatever happens, and in whatever order:
 //
-//   - the sandbox runs in at most one place, since the target starts it only after the source has frozen it, and the source
-//     lets it go on only after the target has promised that it does not run there and never will;
+//   - the sandbox runs in at most one place, since the target starts it only after the source has frozen it (in Freeze, or at
+//     the end of Stream), and the source lets it go on only after the target has promised that it does not run there and
+//     never will, or was never told to start it;
 //   - the source has it until the target has acknowledged that it runs there;
 //   - every move ends, with the sandbox running in one of the two, once both nodes answer again.
 package migrate
@@ -16,6 +17,7 @@ type Step string
 const (
 	Prepare Step = "prepare" // ask the target whether it can take the sandbox
 	Copy    Step = "copy"    // snapshot the sandbox, which goes on, and send that
+	Stream  Step = "stream"  // send it while it runs, then stop it and send the rest, and note that it is leaving
 	Freeze  Step = "freeze"  // stop the sandbox with its state on disk, and note that it is leaving
 	Send    Step = "send"    // send that state: what changed since the last copy
 	Switch  Step = "switch"  // have the target start it
@@ -36,11 +38,13 @@ const (
 	Failed          // it has not happened, and will not
 	Unknown         // it may have happened, or may yet: the answer was lost
 	Runs            // of Ask: the sandbox runs there
+	Refused         // of Stream: it cannot be sent so, and goes on; it can by snapshots
 )
 
 // State is how far a move is. The zero value is not one; see Begin and Recover.
 type State struct {
 	Step   Step    `json:"step"`
+	Live   bool    `json:"live,omitempty"`   // it can be sent while it runs, after one copy
 	Rounds []int64 `json:"rounds,omitempty"` // bytes that each copy took
 }
 
@@ -79,7 +83,7 @@ func again(rounds []int64) bool {
 // Next returns the state after a step. wire is the bytes that a Copy sent. cancelled says that the caller has given up,
 // which counts until the target was told to start the sandbox.
 func (s State) Next(o Outcome, wire int64, cancelled bool) State {
-	to := func(step Step) State { return State{Step: step, Rounds: s.Rounds} }
+	to := func(step Step) State { return State{Step: step, Live: s.Live, Rounds: s.Rounds} }
 	good := o == Done && !cancelled
 	switch s.Step {
 	case Prepare:
@@ -92,10 +96,26 @@ func (s State) Next(o Outcome, wire int64, cancelled bool) State {
 			return to(Drop)
 		}
 		rounds := append(append([]int64(nil), s.Rounds...), wire)
-		if again(rounds) {
-			return State{Step: Copy, Rounds: rounds}
+		next := State{Step: Freeze, Live: s.Live, Rounds: rounds}
+		switch {
+		case s.Live:
+			next.Step = Stream
+		case again(rounds):
+			next.Step = Copy
 		}
-		return State{Step: Freeze, Rounds: rounds}
+		return next
+	case Stream:
+		switch {
+		case good:
+			return to(Switch)
+		case o == Refused && !cancelled:
+			s.Live = false
+			if again(s.Rounds) {
+				return to(Copy)
+			}
+			return to(Freeze)
+		}
+		return to(Thaw) // also when it goes on already
 	case Freeze:
 		if good {
 			return to(Send)

@@ -36,6 +36,8 @@ func (w *world) act(s Step) Outcome {
 		w.prepared = true
 	case Freeze:
 		w.here, w.frozen = false, true
+	case Stream:
+		w.here, w.frozen, w.got = false, true, true
 	case Send:
 		w.got = true
 	case Switch:
@@ -67,7 +69,7 @@ func (w *world) act(s Step) Outcome {
 var remote = []Step{Prepare, Copy, Send, Switch, Ask, Drop}
 
 // run drives a move with a fault at each of the first steps, and none after these.
-func run(plan []fault) (w world, trace []string, err error) {
+func run(plan []fault, live bool) (w world, trace []string, err error) {
 	w = world{here: true}
 	s := Begin()
 	copies := []int64{100 << 20, 10 << 20, 100 << 10}
@@ -85,6 +87,10 @@ func run(plan []fault) (w world, trace []string, err error) {
 		pending := w.delayed
 		w.delayed = nil
 		switch {
+		case f == refused && s.Step == Stream:
+			o = Refused
+		case s.Step == Stream && (f == lost || f == unheard || f == late):
+			o = Failed // nobody was told to start it
 		case f == refused:
 			o = Failed
 		case f == lost && far:
@@ -124,7 +130,9 @@ func run(plan []fault) (w world, trace []string, err error) {
 			}
 			continue
 		}
+		prepared := s.Step == Prepare
 		s = s.Next(o, wire, cancel)
+		s.Live = s.Live || prepared && live
 	}
 	switch {
 	case s.Step == Moved && (w.here || w.frozen || !w.there):
@@ -140,13 +148,14 @@ func TestWhateverFailsTheSandboxRunsInOnePlace(t *testing.T) {
 	moved, stayed, all := 0, 0, 0
 	// Every fault at every step, and every two faults at every two steps.
 	const steps = 14
-	for i := range steps {
-		for j := i; j < steps; j++ {
+	for i := range 2 * steps {
+		live := i >= steps
+		for j := i % steps; j < steps; j++ {
 			for _, a := range faults {
 				for _, b := range faults {
 					plan := make([]fault, steps)
-					plan[i], plan[j] = a, b
-					w, trace, err := run(plan)
+					plan[i%steps], plan[j] = a, b
+					w, trace, err := run(plan, live)
 					if err != nil {
 						t.Fatalf("%v: %v", trace, err)
 					}
@@ -167,9 +176,16 @@ func TestWhateverFailsTheSandboxRunsInOnePlace(t *testing.T) {
 }
 
 func TestAMoveWithoutFaultsTakesTheSteps(t *testing.T) {
-	_, trace, err := run(nil)
-	want := []string{"prepare/0", "copy/0", "copy/0", "copy/0", "freeze/0", "send/0", "switch/0", "clean/0"}
-	if err != nil || !slices.Equal(trace, want) {
+	for live, want := range map[bool][]string{
+		false: {"prepare/0", "copy/0", "copy/0", "copy/0", "freeze/0", "send/0", "switch/0", "clean/0"},
+		true:  {"prepare/0", "copy/0", "stream/0", "switch/0", "clean/0"},
+	} {
+		if _, trace, err := run(nil, live); err != nil || !slices.Equal(trace, want) {
+			t.Errorf("%v, %v", trace, err)
+		}
+	}
+	_, trace, err := run([]fault{none, none, refused}, true)
+	if want := []string{"prepare/0", "copy/0", "stream/1", "copy/0", "copy/0", "freeze/0", "send/0", "switch/0", "clean/0"}; err != nil || !slices.Equal(trace, want) {
 		t.Errorf("%v, %v", trace, err)
 	}
 }

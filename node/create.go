@@ -66,7 +66,7 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 			return n.checkWorkdir(ctx, req, e, sb)
 		}
 	}
-	e, sb, err := n.bringUp(ctx, rec, snap)
+	e, sb, err := n.bringUp(ctx, rec, source{snap: snap})
 	if err != nil {
 		return nil, Sandbox{}, err
 	}
@@ -166,10 +166,15 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 	return "", named(why, rec.ID, cmp.Or(rec.Name, rec.Image))
 }
 
-// launch makes the sandbox of a drafted record: from a snapshot if snap is not
-// empty, else from its root.
-func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, error) {
-	e, sb, err := n.bringUp(ctx, rec, snap)
+// source is what a machine is made from.
+type source struct {
+	snap string    // a snapshot; empty: its root
+	live *Incoming // what comes beside the snapshot; nil: nothing
+}
+
+// launch makes the sandbox of a drafted record.
+func (n *Node) launch(ctx context.Context, rec Sandbox, from source) (Sandbox, error) {
+	e, sb, err := n.bringUp(ctx, rec, from)
 	if err == nil {
 		n.followMain(e) // a child's, which its parent's snapshot holds
 		e.op.unlock()
@@ -178,12 +183,17 @@ func (n *Node) launch(ctx context.Context, rec Sandbox, snap string) (Sandbox, e
 }
 
 // bringUp is launch with the entry's op held on return.
-func (n *Node) bringUp(ctx context.Context, rec Sandbox, snap string) (*entry, Sandbox, error) {
+func (n *Node) bringUp(ctx context.Context, rec Sandbox, from source) (*entry, Sandbox, error) {
 	e, err := n.reserve(&rec)
 	if err != nil {
 		return nil, Sandbox{}, err
 	}
-	err = n.start(ctx, e, &rec, snap)
+	if from.live != nil {
+		n.mu.Lock()
+		e.before = from.live.before
+		n.mu.Unlock()
+	}
+	err = n.start(ctx, e, &rec, from)
 	if err == nil {
 		rec.State, rec.Moving = sandbox.Running, ""
 		err = n.save(ctx, e, rec)
@@ -228,7 +238,7 @@ func (n *Node) reserve(rec *Sandbox) (*entry, error) {
 
 // start attaches the network, makes the machine, tells its guest who it is and
 // opens its ports. What it made is for the caller to remove when it fails.
-func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) error {
+func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, from source) error {
 	if rec.Spec.Network == sandbox.NetworkSandbox {
 		if n.cfg.Network == nil {
 			return sandbox.E("node.start", sandbox.Unsupported, rec.Name, n.cfg.NetworkError)
@@ -246,7 +256,7 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	if err := n.cfg.Images.VerifyRoot(rec.Spec.Root); err != nil {
 		return err
 	}
-	oldToken, err := n.makeMachine(ctx, r, rec.Spec, snap)
+	oldToken, err := n.makeMachine(ctx, r, rec.Spec, from)
 	if err != nil {
 		return err
 	}
@@ -256,23 +266,29 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, snap string) e
 	return n.openPorts(e, rec)
 }
 
-// makeMachine creates a sandbox's machine from its root, or restores it from a snapshot if snap is not empty. It returns the
-// token that the guest knows already.
-func (n *Node) makeMachine(ctx context.Context, r sandbox.Runtime, spec sandbox.Spec, snap string) (token string, err error) {
-	if snap == "" {
+// makeMachine makes a sandbox's machine. It returns the token that the guest knows already.
+func (n *Node) makeMachine(ctx context.Context, r sandbox.Runtime, spec sandbox.Spec, from source) (token string, err error) {
+	if from.snap == "" {
 		return "", r.Create(ctx, spec)
 	}
-	m, err := n.GetSnapshot(ctx, snap)
+	m, err := n.GetSnapshot(ctx, from.snap)
 	if err == nil {
-		err = n.cfg.Snapshots.Verify(snap, r.Capabilities().Checks...) // a machine with a flipped bit runs, and does wrong
+		err = n.cfg.Snapshots.Verify(from.snap, r.Capabilities().Checks...) // a machine with a flipped bit runs, and does wrong
 	}
 	switch {
 	case err != nil:
 		return "", err
+	case from.live != nil:
+		return from.live.token, r.Receive(ctx, spec, n.cfg.Snapshots.Dir(from.snap), from.live.State, func(run func() error) error {
+			return from.live.Start(func() error {
+				n.arrived(spec.ID)
+				return run()
+			})
+		})
 	case m.filesOnly(r.Capabilities()):
 		return "", r.Create(ctx, spec)
 	}
-	return m.Source.GuestToken, r.Restore(ctx, spec, n.cfg.Snapshots.Dir(snap))
+	return m.Source.GuestToken, r.Restore(ctx, spec, n.cfg.Snapshots.Dir(from.snap))
 }
 
 // initGuest tells the guest its name, environment, token and the time, and

@@ -76,7 +76,7 @@ func (n *Node) Reach(ctx context.Context, id string, port int, wake bool) (net.C
 	if err != nil {
 		return nil, err
 	}
-	if rec := n.record(e); rec.Moved != "" {
+	if rec := n.whereabouts(e); rec.Moved != "" {
 		n.mu.RLock()
 		forward := n.forward
 		n.mu.RUnlock()
@@ -84,7 +84,7 @@ func (n *Node) Reach(ctx context.Context, id string, port int, wake bool) (net.C
 			return nil, sandbox.Errorf(op, sandbox.Unavailable, rec.Name, "it has moved to node %s", rec.Moved)
 		}
 		return forward(ctx, rec.Moved, rec.ID, port, wake)
-	} else if rec.Moving != "" {
+	} else if rec.Moving != "" && rec.State != sandbox.Running {
 		return nil, sandbox.Errorf(op, sandbox.Unavailable, rec.Name, "it is moving to node %s", rec.Moving)
 	}
 	rec, dozing, leave := n.enter(e)
@@ -117,9 +117,13 @@ const settlePause = 5 * time.Millisecond
 // Settled returns a sandbox as Get does, but waits while it is between two nodes.
 func (n *Node) Settled(ctx context.Context, ref string) (Sandbox, error) {
 	for {
-		rec, err := n.Get(ctx, ref)
-		if err != nil || rec.Moving == "" {
-			return rec, err
+		e, err := n.find("node.Get", ref)
+		if err != nil {
+			return Sandbox{}, err
+		}
+		rec := n.whereabouts(e)
+		if rec.Moving == "" || rec.State == sandbox.Running {
+			return rec, nil
 		}
 		select {
 		case <-ctx.Done():

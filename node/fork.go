@@ -37,6 +37,9 @@ func (n *Node) Snapshot(ctx context.Context, ref, name string) (Snapshot, error)
 	}
 	defer e.op.unlock()
 	rec := n.record(e)
+	if err := mustStay(op, rec); err != nil {
+		return Snapshot{}, err
+	}
 	if rec.State == sandbox.Paused && rec.Suspended == "" { // frozen in memory: still there to be saved
 		rec.State = sandbox.Running
 	}
@@ -191,7 +194,7 @@ func (n *Node) Restore(ctx context.Context, ref string, req CreateRequest) (Sand
 	if err != nil {
 		return Sandbox{}, err
 	}
-	return n.launch(ctx, child(s, req), s.ID)
+	return n.launch(ctx, child(s, req), source{snap: s.ID})
 }
 
 // child drafts the record of a sandbox restored from s.
@@ -257,7 +260,7 @@ func (n *Node) Fork(ctx context.Context, ref string, count int, req CreateReques
 		index[i] = i
 	}
 	err = each(index, func(i int) error {
-		sb, err := n.launch(ctx, child(s, req), s.ID)
+		sb, err := n.launch(ctx, child(s, req), source{snap: s.ID})
 		if err != nil {
 			results[i].Err = err
 			return err
@@ -283,6 +286,9 @@ func (n *Node) forkPoint(ctx context.Context, op, ref string) (Snapshot, error) 
 	rec := n.record(e)
 	if rec.Suspended != "" {
 		return n.GetSnapshot(ctx, rec.Suspended)
+	}
+	if err := mustStay(op, rec); err != nil {
+		return Snapshot{}, err
 	}
 	if rec.State != sandbox.Paused {
 		if err := mustBe(op, rec, sandbox.Running); err != nil {

@@ -215,11 +215,19 @@ func (n *Node) resume(ctx context.Context, e *entry) (Sandbox, bool, error) {
 	if err := mustBe(op, rec, sandbox.Paused); err != nil {
 		return Sandbox{}, false, err
 	}
-	if rec.Moving != "" {
-		return Sandbox{}, false, sandbox.Errorf(op, sandbox.Conflict, rec.Name, "it is moving to node %s", rec.Moving).
-			WithHint("`atoll migrate --resolve " + rec.Name + "` asks that node how the move went; `atoll node ls` shows whether it answers")
+	if err := mustStay(op, rec); err != nil {
+		return Sandbox{}, false, err
 	}
 	return n.wake(ctx, e)
+}
+
+// mustStay fails with Conflict for a sandbox that stands still on its way to another node.
+func mustStay(op string, rec Sandbox) error {
+	if rec.Moving == "" || rec.State == sandbox.Running {
+		return nil
+	}
+	return sandbox.Errorf(op, sandbox.Conflict, rec.Name, "it is moving to node %s", rec.Moving).
+		WithHint("`atoll migrate --resolve " + rec.Name + "` asks that node how the move went; `atoll node ls` shows whether it answers")
 }
 
 // wake lets a paused sandbox go on, whatever its record says of a move. e.op is held.
@@ -227,7 +235,7 @@ func (n *Node) wake(ctx context.Context, e *entry) (Sandbox, bool, error) {
 	rec := n.record(e)
 	now := time.Now().UTC()
 	running := rec
-	running.State, running.PausedAt, running.Suspended = sandbox.Running, nil, ""
+	running.State, running.PausedAt, running.Suspended, running.Moving = sandbox.Running, nil, "", ""
 	running.EndAt = deadline(now, rec.Lifecycle.Timeout)
 	if rec.Suspended == "" {
 		r, err := n.Runtime(rec.Runtime)
@@ -239,8 +247,8 @@ func (n *Node) wake(ctx context.Context, e *entry) (Sandbox, bool, error) {
 		}
 		return running, true, n.save(ctx, e, running)
 	}
-	running.StartedAt = now
-	if err := n.start(ctx, e, &running, rec.Suspended); err != nil {
+	running.StartedAt, running.Moving = now, rec.Moving // the guest is told that it goes on
+	if err := n.start(ctx, e, &running, source{snap: rec.Suspended}); err != nil {
 		// It stays paused: its snapshot is untouched.
 		n.undoStart(e, rec)
 		return Sandbox{}, false, err

@@ -82,7 +82,7 @@ func (n *Node) createInternal(ctx context.Context, req CreateRequest, from origi
 	if rec.Runtime, err = n.choose("node.build", req, rec, ""); err != nil {
 		return Sandbox{}, err
 	}
-	return n.launch(ctx, rec, "")
+	return n.launch(ctx, rec, source{})
 }
 
 // Run implements image.Machine.

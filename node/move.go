@@ -79,13 +79,27 @@ func (n *Node) Stay(ctx context.Context, ref string) (Sandbox, error) {
 	}
 	defer e.op.unlock()
 	rec := n.record(e)
-	if rec.State == sandbox.Running {
+	if rec.State == sandbox.Running && rec.Moving == "" {
 		return rec, nil
+	}
+	if rec.State == sandbox.Running { // it was being sent, and may stand still
+		r, err := n.Runtime(rec.Runtime)
+		if err == nil {
+			err = r.Resume(ctx, rec.ID)
+		}
+		if err != nil {
+			return Sandbox{}, err
+		}
+		rec.Moving = ""
+		return rec, n.save(ctx, e, rec)
 	}
 	if err := mustBe(op, rec, sandbox.Paused); err != nil {
 		return Sandbox{}, err
 	}
 	sb, _, err := n.wake(ctx, e)
+	if err == nil {
+		n.followMain(e)
+	}
 	return sb, err
 }
 
@@ -111,6 +125,9 @@ func (n *Node) Left(ctx context.Context, ref, to string) error {
 	if err := n.save(ctx, e, rec); err != nil {
 		return err
 	}
+	n.mu.Lock()
+	e.hangUp() // whoever is connected to its ports stays so
+	n.mu.Unlock()
 	rec.Suspended = suspended
 	if err := n.demolish(ctx, rec); err != nil { // reconciling removes what is left
 		n.log.Error("removing what is left of a sandbox that moved", "sandbox", rec.ID, "error", err)
@@ -123,12 +140,16 @@ const arriving = "here"
 
 // Arrive starts a sandbox that comes from another node, as itself, from the snapshot of its state.
 func (n *Node) Arrive(ctx context.Context, snap string) (Sandbox, error) {
-	const op = "node.Arrive"
 	s, err := n.GetSnapshot(ctx, snap)
 	if err != nil {
 		return Sandbox{}, err
 	}
-	rec := s.Source
+	return n.arrive(ctx, s, s.Source, nil)
+}
+
+// arrive starts a sandbox with a record, from a snapshot and what comes beside that, if anything does.
+func (n *Node) arrive(ctx context.Context, s Snapshot, rec Sandbox, in *Incoming) (Sandbox, error) {
+	const op = "node.Arrive"
 	before, err := n.Get(ctx, rec.ID)
 	if err == nil && live(before.State) {
 		return Sandbox{}, sandbox.Errorf(op, sandbox.Exists, rec.ID, "a sandbox with this ID is here")
@@ -137,7 +158,10 @@ func (n *Node) Arrive(ctx context.Context, snap string) (Sandbox, error) {
 	rec.StartedAt, rec.PausedAt, rec.EndedAt, rec.Spec.Link, rec.Parent = time.Now().UTC(), nil, nil, nil, s.Parent
 	rec.Main = rec.Main.detached()
 	rec.Ports = freePorts(rec.Ports, before.Ports)
-	sb, err := n.launch(ctx, rec, s.ID)
+	if in != nil {
+		in.before = before
+	}
+	sb, err := n.launch(ctx, rec, source{snap: s.ID, live: in})
 	if err != nil && before.Moved != "" { // it has not come back after all
 		err = errors.Join(err, n.remember(ctx, before))
 	}

@@ -88,7 +88,8 @@ type entry struct {
 	samples   []sandbox.Stats   // oldest first, at most samplesKept
 	watch     *mainWatch        // of the main command; nil when nobody watches
 	usage     usage
-	foreign   bool // its agent knows no lasting connections
+	foreign   bool    // its agent knows no lasting connections
+	before    Sandbox // where it is while it arrives; its Moved is empty when that is not known
 }
 
 func newEntry(r Sandbox) *entry {

@@ -317,7 +317,7 @@ func (n *Node) fillOne(ctx context.Context, key poolKey) error {
 	if rec.Runtime, err = n.choose("node.pool", req, rec, snap); err != nil {
 		return err
 	}
-	sb, err := n.launch(ctx, rec, snap)
+	sb, err := n.launch(ctx, rec, source{snap: snap})
 	if err != nil {
 		return err
 	}

@@ -41,7 +41,7 @@ func (n *Node) restart(ctx context.Context, e *entry, rec Sandbox, reason string
 	if _, err := n.cfg.Snapshots.Get(snap); err != nil {
 		snap = ""
 	}
-	err := n.start(ctx, e, &rec, snap)
+	err := n.start(ctx, e, &rec, source{snap: snap})
 	if err == nil {
 		rec.State = sandbox.Running
 		err = n.save(ctx, e, rec)

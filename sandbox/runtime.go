@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"time"
 )
 
 // Runtime makes sandboxes of one kind.
@@ -54,6 +55,22 @@ type Runtime interface {
 	// must be as they were. It returns when the guest answers. Clock, entropy and host name
 	// are as they were in the snapshot; the caller repairs them by the guest's /init.
 	Restore(ctx context.Context, spec Spec, dir string) error
+
+	// Send writes to w what Receive needs to make a running sandbox anew elsewhere,
+	// from the snapshot in dir, which must be the last that was taken of it. It goes
+	// on meanwhile, until little is left; then it is paused, and that is written too.
+	// Send returns when all is written, and when the sandbox was stopped: it is
+	// Paused then, also for a later process on the same directory, until Resume. When
+	// Send fails the sandbox goes on. It fails with Unsupported for one that has to be
+	// moved by another snapshot.
+	Send(ctx context.Context, id, dir string, w io.Writer) (stopped time.Time, err error)
+
+	// Receive makes a sandbox from the snapshot in dir and what Send writes, as
+	// Restore does from the snapshot alone. When all of r has arrived it calls start,
+	// which calls run once the sandbox may not run anywhere else any more, or fails;
+	// then nothing is left of the sandbox. r is closed when it is not waited for any
+	// more, and else at the end.
+	Receive(ctx context.Context, spec Spec, dir string, r io.ReadCloser, start func(run func() error) error) error
 
 	// Changes writes what the sandbox changed in its root as a tar stream in
 	// the form of an OCI layer (whiteouts included).
@@ -108,6 +125,7 @@ type Capabilities struct {
 	Pause      bool          `json:"pause"`      // Pause and Resume
 	Snapshot   bool          `json:"snapshot"`   // Snapshot and Restore of files at least
 	Memory     bool          `json:"memory"`     // snapshots hold memory and running processes too
+	Live       bool          `json:"live"`       // Send and Receive
 	Changes    bool          `json:"changes"`    // Changes
 	Mounts     bool          `json:"mounts"`     // Spec.Mounts
 	CPULimit   bool          `json:"cpuLimit"`   // Resources.CPUs is enforced

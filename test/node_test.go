@@ -64,6 +64,8 @@ type node struct {
 	url     string   // "http://127.0.0.1:port"
 	runtime string   // the only one that it offers; empty: all that it can
 	env     []string // for commands that are to find this node
+	addr    string   // where it listens
+	args    []string // of atoll up
 
 	mu     sync.Mutex
 	log    bytes.Buffer // what it printed; guarded by mu
@@ -88,33 +90,40 @@ func startNode(t *testing.T) *node {
 // startNodeWith is startNode with one runtime; empty: all.
 func startNodeWith(t *testing.T, runtime string) *node {
 	t.Helper()
+	n := newNode(t, runtime, shared.images)
+	n.start(t)
+	t.Cleanup(func() { n.remove(t) })
+	return n
+}
+
+// newNode is a node with a store of images that does not run yet.
+func newNode(t *testing.T, runtime, images string) *node {
+	t.Helper()
 	// Paths of sockets are short, so not t.TempDir, which holds the test's name.
 	home, err := os.MkdirTemp("", "node")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(home) })
-	if err := os.Symlink(shared.images, filepath.Join(home, "images")); err != nil {
+	if err := os.Symlink(images, filepath.Join(home, "images")); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{home: home, runtime: runtime}
+	n := &node{home: home, runtime: runtime, addr: "127.0.0.1:0"}
 	n.env = append(os.Environ(),
 		"PATH="+filepath.Dir(shared.bin)+":"+os.Getenv("PATH"),
 		"ATOLL_HOME="+home, "ATOLL_ROOT="+shared.root)
-	n.start(t)
-	t.Cleanup(func() { n.remove(t) })
 	return n
 }
 
 // start starts the daemon and waits until it answers.
 func (n *node) start(t *testing.T) {
 	t.Helper()
-	args := []string{"up"}
+	args := append([]string{"up"}, n.args...)
 	if n.runtime != "" {
 		args = append(args, "--runtime", n.runtime)
 	}
 	n.cmd = exec.Command(shared.bin, args...)
-	n.cmd.Env, n.cmd.Stdout, n.cmd.Stderr = append(n.env, "ATOLL_ADDR=127.0.0.1:0"), n, n
+	n.cmd.Env, n.cmd.Stdout, n.cmd.Stderr = append(n.env, "ATOLL_ADDR="+n.addr), n, n
 	if err := n.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

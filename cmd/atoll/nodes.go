@@ -221,7 +221,10 @@ func (a *app) migrateCommand() *cobra.Command {
 			}
 			fmt.Fprintln(a.stdout, res.Sandbox)
 			if !f.quiet && a.interactive {
-				fmt.Fprintf(a.stderr, "it stood still for %s\n", res.Downtime.Round(time.Millisecond))
+				fmt.Fprintf(a.stderr, "it stood still for %s; %s sent in %s\n", res.Downtime.Round(time.Millisecond), formatBytes(res.Wire), res.Took.Round(time.Millisecond))
+				if res.Way != carry.Live {
+					fmt.Fprintf(a.stderr, "it was moved by snapshots: %s\n", res.Why)
+				}
 			}
 			return nil
 		},

@@ -30,6 +30,7 @@ func Capabilities() sandbox.Capabilities {
 		Networks:   []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkSandbox, sandbox.NetworkHost},
 		Pause:      true,
 		Snapshot:   true,
+		Live:       true,
 		Changes:    true,
 		Persistent: true,
 	}

@@ -25,13 +25,13 @@ func baseName(digest string) string { return strings.TrimPrefix(digest, "blake3:
 
 // keepBase keeps a page file, of which many machines are made, beyond the one in dir. What was used last is kept.
 func (r *Runtime) keepBase(dir string, p pageFile) error {
-	if name := baseName(p.Digest); name == "" || name != filepath.Base(name) || name[0] == '.' {
+	if name := baseName(p.file()); name == "" || name != filepath.Base(name) || name[0] == '.' {
 		return errDamaged
 	}
 	if err := os.MkdirAll(r.bases(), 0o700); err != nil {
 		return err
 	}
-	path := filepath.Join(r.bases(), baseName(p.Digest))
+	path := filepath.Join(r.bases(), baseName(p.file()))
 	_ = os.Remove(path) // the new link is the youngest
 	if err := supervisor.LinkFile(path, filepath.Join(dir, p.Name)); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -83,7 +83,7 @@ func (r *Runtime) Holds() map[string]string {
 			continue // one that is damaged is made anew when it is needed
 		}
 		for _, p := range t.Base {
-			out[p.Digest] = filepath.Join(filepath.Dir(path), p.Name)
+			out[p.file()] = filepath.Join(filepath.Dir(path), p.Name)
 		}
 	}
 	return out

@@ -56,8 +56,8 @@ func (r *Runtime) takeOver(ctx context.Context, b *box) (*vm, error) {
 		}
 	}
 	if rec.State == sandbox.Running {
-		// Its former owner may have died while the machine stood still for a snapshot.
-		if err := v.machine.Resume(ctx); err != nil {
+		// Its former owner may have died while the machine stood still for a snapshot, or was being sent.
+		if err := v.machine.Stay(ctx); err != nil {
 			return nil, errors.Join(err, v.machine.Kill())
 		}
 	}

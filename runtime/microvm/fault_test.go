@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -47,14 +48,96 @@ func owner(dir string) error {
 			_ = unix.Kill(os.Getpid(), unix.SIGKILL)
 		}
 	})
-	if job[0] == "snapshot" {
+	fork := sandbox.Spec{
+		ID: "fork", Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: os.Getenv(ownerEnv + "_ROOT"), Digest: "blake3:test"}, Network: sandbox.NetworkNone,
+	}
+	switch job[0] {
+	case "snapshot":
 		err = r.Snapshot(context.Background(), "first", job[1], sandbox.SnapshotOptions{})
-	} else {
-		err = r.Restore(context.Background(), sandbox.Spec{
-			ID: "fork", Root: sandbox.Root{Kind: sandbox.RootEROFS, Path: os.Getenv(ownerEnv + "_ROOT"), Digest: "blake3:test"}, Network: sandbox.NetworkNone,
-		}, job[1])
+	case "move":
+		err = moveTo(r, fork, job[1], job[2] == stepMiddle)
+	default:
+		err = r.Restore(context.Background(), fork, job[1])
 	}
 	return errors.Join(errors.New("it lived through its step"), err)
+}
+
+// stepMiddle is in the middle of a machine's stream.
+const stepMiddle = "middle of the stream"
+
+// moveTo sends the first sandbox to another one of the same runtime, or dies in the middle.
+func moveTo(r *microvm.Runtime, to sandbox.Spec, dir string, die bool) error {
+	in, out := io.Pipe()
+	sent, received := make(chan error, 1), make(chan error, 1)
+	go func() {
+		received <- r.Receive(context.Background(), to, dir, in, func(run func() error) error {
+			if err := <-sent; err != nil {
+				return err
+			}
+			return run()
+		})
+	}()
+	var w io.Writer = out
+	if die {
+		w = &deadly{out, 8 << 10}
+	}
+	_, err := r.Send(context.Background(), "first", dir, w)
+	_ = out.CloseWithError(err)
+	sent <- err
+	return errors.Join(err, <-received)
+}
+
+// deadly ends this process when so many bytes have passed.
+type deadly struct {
+	w    io.Writer
+	left int
+}
+
+func (d *deadly) Write(p []byte) (int, error) {
+	if d.left -= len(p); d.left < 0 {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+	}
+	return d.w.Write(p)
+}
+
+// conformance: V3
+func TestTheOwnersDeathAtAnyStepOfAMoveLeavesOneMachine(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r, s := open(t, dir), spec(t, "first")
+	if err := r.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, r, s.ID, "echo 0 > /dev/shm/n; (while :; do n=$(cat /dev/shm/n); echo $((n+1)) > /dev/shm/m; mv /dev/shm/m /dev/shm/n; done) > /dev/null 2>&1 &")
+	for _, c := range []struct {
+		step string
+		want sandbox.State
+	}{
+		{"monitor waits for a machine", sandbox.Running}, {stepMiddle, sandbox.Running}, {"machine sent", sandbox.Running},
+		{"machine on record as sent", sandbox.Paused}, {"machine runs", sandbox.Paused},
+	} {
+		state := t.TempDir()
+		if err := r.Snapshot(t.Context(), s.ID, state, sandbox.SnapshotOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		r.Abandon()
+		dieAt(t, dir, "move", state, c.step)
+		r = open(t, dir)
+		all, err := r.List(t.Context())
+		if err != nil || len(all) != 1 || all[0].ID != s.ID || all[0].State != c.want {
+			t.Fatalf("after the owner died at %q: %+v, %v", c.step, all, err)
+		}
+		if err := r.Resume(t.Context(), s.ID); err != nil {
+			t.Fatalf("at %q: %v", c.step, err)
+		}
+		if got := sh(t, r, s.ID, "n=$(cat /dev/shm/n); while [ $(cat /dev/shm/n) = $n ]; do :; done; echo goes on"); got != "goes on\n" {
+			t.Errorf("at %q: %q", c.step, got)
+		}
+	}
+	destroyAll(t, r)
+	if left := traces(t, dir); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
 }
 
 // dieAt runs an owner of dir that dies at a step.

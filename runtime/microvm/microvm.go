@@ -179,6 +179,7 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 		Pause:      true,
 		Snapshot:   true,
 		Memory:     true,
+		Live:       true,
 		Changes:    true,
 		CPULimit:   true,
 		MemLimit:   true,

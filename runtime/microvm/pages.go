@@ -2,6 +2,7 @@ package microvm
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -43,7 +44,13 @@ type pageFile struct {
 	// Sums is the digest of the sums behind the pages; empty: there are none, as in
 	// files of earlier versions.
 	Sums string `json:"sums,omitempty"`
+	// Whole is the digest of the file with its sums, by which other nodes know it;
+	// empty: as Sums, or it is not known.
+	Whole string `json:"whole,omitempty"`
 }
+
+// file is the digest of the file as it is on disk.
+func (p pageFile) file() string { return cmp.Or(p.Whole, p.Digest) }
 
 // pagesHeader makes the header of a page file.
 func pagesHeader(size int64, runs []vmm.Run) []byte {
@@ -147,6 +154,8 @@ func finishPages(dir, name string) (pageFile, error) {
 	}
 	sums := pieces.Sums()
 	p.Digest, p.Sums = digestOf(hash), digestOfBytes(sums)
+	_, _ = hash.Write(sums) // never fails
+	p.Whole = digestOf(hash)
 	if _, err := f.Write(sums); err != nil { // where the copy ended
 		return p, err
 	}

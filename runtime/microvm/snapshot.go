@@ -224,25 +224,34 @@ func (r *Runtime) merge(ctx context.Context, b *box, v *vm) error {
 // Restore makes a machine from the state in dir.
 func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) error {
 	const op = "microvm.Restore"
-	if err := r.check(op, spec); err != nil {
-		return err
-	}
-	m, err := readManifest(dir)
+	m, err := r.restorable(ctx, op, spec, dir)
 	if err != nil {
-		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
-	}
-	if _, err := r.prepare(ctx); err != nil {
-		return sandbox.E(op, "", spec.ID, err)
-	}
-	if err := r.fits(m, spec); err != nil {
-		return sandbox.E(op, sandbox.Invalid, spec.ID, err)
+		return err
 	}
 	return r.make(ctx, op, spec, m.Origin, func(b *box) (*vm, error) { return r.revive(ctx, b, spec, m, dir) })
 }
 
-// revive starts the machine of a snapshot.
-func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manifest, from string) (*vm, error) {
-	o := m.Origin
+// restorable reads the snapshot in dir, which can become what spec wants.
+func (r *Runtime) restorable(ctx context.Context, op string, spec sandbox.Spec, dir string) (manifest, error) {
+	if err := r.check(op, spec); err != nil {
+		return manifest{}, err
+	}
+	m, err := readManifest(dir)
+	if err != nil {
+		return m, sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	if _, err := r.prepare(ctx); err != nil {
+		return m, sandbox.E(op, "", spec.ID, err)
+	}
+	if err := r.fits(m, spec); err != nil {
+		return m, sandbox.E(op, sandbox.Invalid, spec.ID, err)
+	}
+	return m, nil
+}
+
+// furnish gives a box what its machine starts from: the files of a snapshot, and an empty layer of its disk.
+func (r *Runtime) furnish(b *box, m manifest, from string) (o origin, err error) {
+	o = m.Origin
 	names := slices.Concat(o.Layers, []string{devicesName, o.Delta.Name})
 	for _, p := range o.Base {
 		names = append(names, p.Name)
@@ -250,25 +259,32 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	for _, name := range names {
 		if err := supervisor.LinkFile(filepath.Join(b.Dir, name), filepath.Join(from, name)); err != nil {
 			if errors.Is(err, os.ErrNotExist) {
-				return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
+				return o, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 			}
-			return nil, err
+			return o, err
 		}
 	}
 	if err := r.checked(filepath.Join(b.Dir, devicesName), m.Devices); err != nil {
-		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
+		return o, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
 	for _, p := range o.Base {
 		if err := r.keepBase(b.Dir, p); err != nil {
 			r.log.Warn("keeping what machines are cloned from", "file", p.Digest, "err", err)
 		}
 	}
-	o = place(o)
-	o, err := addLayer(b.Dir, o)
+	if o, err = addLayer(b.Dir, place(o)); err != nil {
+		return o, err
+	}
+	b.Record().Origin = o // nobody else knows the box yet
+	return o, nil
+}
+
+// revive starts the machine of a snapshot.
+func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manifest, from string) (*vm, error) {
+	o, err := r.furnish(b, m, from)
 	if err != nil {
 		return nil, err
 	}
-	b.Record().Origin = o // nobody else knows the box yet
 	r.step("restore prepared")
 	v, err := r.awaken(ctx, b, from)
 	if errors.Is(err, errDamaged) {
@@ -288,14 +304,7 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 		return v, err
 	}
 	r.step("machine runs")
-	// It is in the machine's own memory now.
-	b.Record().Origin.Delta = nil
-	if o.Delta != nil {
-		if err := os.Remove(filepath.Join(b.Dir, o.Delta.Name)); err != nil {
-			return v, err
-		}
-	}
-	return v, nil
+	return v, r.dropDelta(b)
 }
 
 // place decides where the changes of a snapshot go: into each machine's own

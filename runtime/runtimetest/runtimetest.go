@@ -62,6 +62,7 @@ func Run(t *testing.T, open func(t *testing.T) Subject) {
 		{"dial", dialTests},
 		{"pause", pauseTests},
 		{"snapshot", snapshotTests},
+		{"live", liveTests},
 		{"changes", changesTests},
 		{"limits", limitTests},
 		{"isolation", isolationTests},

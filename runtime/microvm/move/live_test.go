@@ -1,6 +1,7 @@
 package move_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -64,8 +65,14 @@ func newMaker(t *testing.T) *maker {
 	return m
 }
 
+// started is a machine and the uppermost layer of its disk.
+type started struct {
+	vmm.Machine
+	layer string
+}
+
 // start starts a machine in memory: one that boots, or one that waits.
-func (m *maker) start(t *testing.T, name string, memory *os.File, boots bool) vmm.Machine {
+func (m *maker) start(t *testing.T, name string, memory *os.File, boots bool) started {
 	t.Helper()
 	dir := t.TempDir()
 	layer := filepath.Join(dir, "layer")
@@ -96,7 +103,62 @@ func (m *maker) start(t *testing.T, name string, memory *os.File, boots bool) vm
 			t.Error(err)
 		}
 	})
-	return machine
+	return started{machine, layer}
+}
+
+// through moves a machine and lets it run where it has arrived, after look, which may be nil.
+func through(ctx context.Context, from, to started, base move.Base, look func() error) (r report, err error) {
+	began := time.Now()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	near, far := net.Pipe()
+	arrived := make(chan error, 1)
+	go func() {
+		_, err := move.In(ctx, to, to.layer, base, far)
+		if err != nil {
+			cancel()
+		}
+		arrived <- err
+	}()
+	r.Stats, r.stopped, err = move.Out(ctx, from, from.layer, base, near)
+	near.Close()
+	sent := err
+	err = errors.Join(err, <-arrived)
+	if err == nil && look != nil {
+		err = look()
+	}
+	if err == nil {
+		err = to.Resume(ctx)
+	}
+	if err != nil && sent == nil {
+		err = errors.Join(err, from.Resume(context.WithoutCancel(ctx)))
+	}
+	r.downtime, r.total = time.Since(r.stopped), time.Since(began)
+	return r, err
+}
+
+// report is what a move took.
+type report struct {
+	move.Stats
+	stopped         time.Time
+	downtime, total time.Duration
+}
+
+// compare looks whether two machines that stand still have the same memory.
+func compare(a, b vmm.Machine, size int64) error {
+	const unit = 1 << 20
+	left, right := make([]byte, unit), make([]byte, unit)
+	for at := int64(0); at < size; at += unit {
+		n := min(unit, size-at)
+		first := uint32(at / vmm.PageSize)
+		if err := errors.Join(a.ReadPages(left[:n], first), b.ReadPages(right[:n], first)); err != nil {
+			return err
+		}
+		if !bytes.Equal(left[:n], right[:n]) {
+			return fmt.Errorf("memory from %#x on is not what it was", at)
+		}
+	}
+	return nil
 }
 
 func (m *maker) memory(t *testing.T) *os.File {
@@ -180,12 +242,12 @@ func TestAMachineMovesWhileItWorks(t *testing.T) {
 	memory, base := m.template(t, source)
 	there(work)
 	target := m.start(t, "target", memory, false)
-	report, err := move.Machine(t.Context(), source, target, move.Options{Base: base, Disk: 1, Verify: m.size})
+	report, err := through(t.Context(), source, target, base, func() error { return compare(source, target, m.size) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("measured: FR5.4 moved within %d ms, stood still %d ms with all memory compared, %d KiB sent of %d KiB that QEMU sent: %+v",
-		report.Total.Milliseconds(), report.Downtime.Milliseconds(), report.Wire>>10, report.Read>>10, report.Stats)
+		report.total.Milliseconds(), report.downtime.Milliseconds(), report.Wire>>10, report.Read>>10, report.Stats)
 	if report.Equal*10 < report.Pages*9 {
 		t.Errorf("of %d pages only %d were left out", report.Pages, report.Equal)
 	}
@@ -203,11 +265,11 @@ func TestAMachineMovesWhileItWorks(t *testing.T) {
 	}
 	// And on, from what is no fork of the template any more, without comparing.
 	next := m.start(t, "next", memory, false)
-	if report, err = move.Machine(t.Context(), target, next, move.Options{Base: base, Disk: 1}); err != nil {
+	if report, err = through(t.Context(), target, next, base, nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("measured: FR5.4 moved within %d ms, stood still %d ms, %d KiB sent of %d KiB that QEMU sent", report.Total.Milliseconds(),
-		report.Downtime.Milliseconds(), report.Wire>>10, report.Read>>10)
+	t.Logf("measured: FR5.4 moved within %d ms, stood still %d ms, %d KiB sent of %d KiB that QEMU sent", report.total.Milliseconds(),
+		report.downtime.Milliseconds(), report.Wire>>10, report.Read>>10)
 	if got := shell(t, next)(working); got != "moves on\n" {
 		t.Errorf("after the second move: %q", got)
 	}
@@ -221,7 +283,7 @@ type spoilt struct {
 	spoil func()
 }
 
-func (s spoilt) Send(ctx context.Context, disk int, state, target *os.File) (time.Time, error) {
+func (s spoilt) Send(ctx context.Context, state *os.File) (time.Time, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return time.Time{}, err
@@ -238,7 +300,7 @@ func (s spoilt) Send(ctx context.Context, disk int, state, target *os.File) (tim
 		near.Close() // the monitor must not wait for us
 		done <- err
 	}()
-	stopped, err := s.Machine.Send(ctx, disk, far, target)
+	stopped, err := s.Machine.Send(ctx, far)
 	far.Close()
 	return stopped, errors.Join(err, <-done)
 }
@@ -251,14 +313,15 @@ func TestAMoveThatFailsLeavesTheMachineWhereItWas(t *testing.T) {
 	memory, base := m.template(t, source)
 	here(work)
 	for name, spoil := range map[string]func(target vmm.Machine, cancel func()){
-		"the target dies":  func(target vmm.Machine, _ func()) { _ = target.Kill() },
-		"the caller stops": func(_ vmm.Machine, cancel func()) { cancel() },
+		"the target dies":         func(target vmm.Machine, _ func()) { _ = target.Kill() },
+		"the caller stops":        func(_ vmm.Machine, cancel func()) { cancel() },
+		"what arrived is refused": func(vmm.Machine, func()) {},
 	} {
 		target := m.start(t, strings.ReplaceAll(name, " ", "-"), memory, false)
 		ctx, cancel := context.WithCancel(t.Context())
-		from := spoilt{source, 4 << 20, func() { spoil(target, cancel) }}
+		from := started{spoilt{source, 4 << 20, func() { spoil(target, cancel) }}, source.layer}
 		// Without a base all memory is sent, so that this is the middle.
-		_, err := move.Machine(ctx, from, target, move.Options{Base: move.Base{Digest: base.Digest}, Disk: 1})
+		_, err := through(ctx, from, target, move.Base{Digest: base.Digest}, func() error { return errors.New("no") })
 		cancel()
 		if err == nil {
 			t.Fatalf("%s: the move succeeds", name)

@@ -1,10 +1,11 @@
 // Package move carries a running machine from one QEMU to another.
 //
-// Both stand at the same template, so what travels is little: the sender takes
-// QEMU's migration stream apart, drops every page that the receiver has already,
-// sends the others as differences, compressed, and the receiver makes of that the
-// stream that the other QEMU expects. The machine runs on meanwhile; QEMU stops
-// it for the last changes only.
+// Both have the same base, a snapshot's or template's memory, so what travels is
+// little: the sender takes QEMU's migration stream apart, drops every page that the
+// receiver has already, sends the others as differences, compressed, and the
+// receiver makes of that the stream that the other QEMU expects. The machine runs on
+// meanwhile; QEMU stops it for the last changes only. The uppermost layer of its
+// disk goes along in the same stream, what has changed of it again and again.
 package move
 
 import (
@@ -14,15 +15,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/zeebo/xxh3"
 )
 
-// Base is memory that both sides have: the template's.
+// Base is memory that both sides have.
 type Base struct {
-	Memory []byte // a whole number of pages, not changed while it is used; nil: zeros
-	Digest string // names it; the receiver refuses a sender that has another one
+	Memory []byte            // a whole number of pages, not changed while it is used; nil: zeros
+	Over   map[uint32][]byte // pages that are other ones than in Memory, by number; may be nil
+	Digest string            // names it; the receiver refuses a sender that has another one
 }
 
 // Stats is what a move took.
@@ -31,6 +34,7 @@ type Stats struct {
 	Equal   int   // of these: not sent, since the receiver has them
 	Zero    int   // sent as a word
 	Changed int   // sent as a difference
+	Blocks  int   // of the disk that were sent
 	Read    int64 // bytes of QEMU's stream
 	Wire    int64 // bytes between sender and receiver
 }
@@ -42,16 +46,18 @@ type Stats struct {
 //	'B'        pages (4), length of the name (1), name: the block that pages are of
 //	'P'        page (4), its difference to the reference
 //	'Z'        page (4): it is zero
+//	'D'        block (4) of the disk's layer, length (4), its bytes
 //	'E'        checksum (8) of what was sent, before it was made small: the end
 //
 // The reference of a page is what was sent of it before, if that is still kept,
 // and else the base.
 const (
-	wireMagic  = "atoll-move-1\n"
+	wireMagic  = "atoll-move-2\n"
 	recRaw     = 'R'
 	recBlock   = 'B'
 	recPage    = 'P'
 	recZero    = 'Z'
+	recDisk    = 'D'
 	recEnd     = 'E'
 	maxRaw     = chunk + 1<<10
 	maxPages   = 1 << 30 // of the block: 4 TiB
@@ -64,8 +70,12 @@ const keptPages = 64 << 10
 
 // references tells each side the same about what the other has of a page.
 type references struct {
-	base []byte
+	base Base
 	sent map[uint32]*[pageSize]byte // nil: something that is not kept
+}
+
+func newReferences(base Base) references {
+	return references{base, map[uint32]*[pageSize]byte{}}
 }
 
 var zeroPage [pageSize]byte
@@ -77,8 +87,10 @@ func (r *references) of(page uint32) (ref []byte, exact bool) {
 		return kept[:], true
 	}
 	ref = zeroPage[:]
-	if at := int64(page) * pageSize; at+pageSize <= int64(len(r.base)) {
-		ref = r.base[at : at+pageSize]
+	if over := r.base.Over[page]; over != nil {
+		ref = over
+	} else if at := int64(page) * pageSize; at+pageSize <= int64(len(r.base.Memory)) {
+		ref = r.base.Memory[at : at+pageSize]
 	}
 	return ref, !sent
 }
@@ -127,15 +139,17 @@ type sender struct {
 	out   *bufio.Writer
 	block string // that pages are of; empty until it is known
 	sum   *xxh3.Hasher
+	disk  *layer // nil: none
 	stats Stats
 	diff  [pageSize]byte
 	head  [5]byte
 }
 
 // Send reads the stream of a QEMU that moves its machine away, and writes what
-// the receiver needs to wire. It returns at the stream's end; an error means that
-// the receiver has no machine.
-func Send(wire io.Writer, stream io.Reader, base Base) (Stats, error) {
+// the receiver needs to wire, also what is in disk, the uppermost layer, which QEMU
+// writes until its stream ends; nil: there is none. It returns at the stream's end;
+// an error means that the receiver has no machine.
+func Send(wire io.Writer, stream io.Reader, base Base, disk io.ReaderAt) (Stats, error) {
 	if len(base.Memory)%pageSize != 0 || len(base.Digest) > 255 {
 		return Stats{}, fmt.Errorf("a base of %d bytes named %q", len(base.Memory), base.Digest)
 	}
@@ -145,8 +159,11 @@ func Send(wire io.Writer, stream io.Reader, base Base) (Stats, error) {
 		return Stats{}, err
 	}
 	s := &sender{
-		refs: references{base.Memory, map[uint32]*[pageSize]byte{}},
+		refs: newReferences(base),
 		out:  bufio.NewWriterSize(z, 64<<10), sum: xxh3.New(),
+	}
+	if disk != nil {
+		s.disk = newLayer(disk)
 	}
 	_, _ = s.out.WriteString(wireMagic)
 	_ = s.out.WriteByte(byte(len(base.Digest)))
@@ -156,12 +173,20 @@ func Send(wire io.Writer, stream io.Reader, base Base) (Stats, error) {
 	return s.stats, err
 }
 
+// diskPause is how long the disk is left alone, while the machine runs, after what
+// had changed of it was sent.
+const diskPause = 300 * time.Millisecond
+
 // run sends everything. Errors of s.out stay in it until it is flushed.
 func (s *sender) run(p *parser, z *zstd.Encoder) error {
+	var looked time.Time // at the disk
 	for {
 		it, err := p.next()
 		switch {
 		case errors.Is(err, io.EOF):
+			if err := s.blocks(); err != nil {
+				return err
+			}
 			_ = s.out.WriteByte(recEnd)
 			_, _ = s.out.Write(binary.BigEndian.AppendUint64(nil, s.sum.Sum64()))
 			return errors.Join(s.out.Flush(), z.Close())
@@ -173,6 +198,12 @@ func (s *sender) run(p *parser, z *zstd.Encoder) error {
 			s.page(it, p.blocks)
 		}
 		if it.pause {
+			if time.Since(looked) >= diskPause {
+				if err := s.blocks(); err != nil {
+					return err
+				}
+				looked = time.Now()
+			}
 			if err := errors.Join(s.out.Flush(), z.Flush()); err != nil {
 				return err
 			}
@@ -256,30 +287,32 @@ type receiver struct {
 	block string
 	pages uint32
 	sum   *xxh3.Hasher
+	disk  io.WriterAt // nil: none
 	stats Stats
 	page  [pageSize]byte
 	raw   []byte
 }
 
-func newReceiver(out io.Writer, in io.Reader, base []byte) *receiver {
+func newReceiver(out io.Writer, in io.Reader, base Base, disk io.WriterAt) *receiver {
 	return &receiver{
-		refs: references{base, map[uint32]*[pageSize]byte{}},
-		in:   bufio.NewReaderSize(in, 64<<10), out: bufio.NewWriterSize(out, 64<<10),
-		sum: xxh3.New(), raw: make([]byte, maxRaw),
+		refs: newReferences(base), disk: disk,
+		in: bufio.NewReaderSize(in, 64<<10), out: bufio.NewWriterSize(out, 64<<10),
+		sum: xxh3.New(), raw: make([]byte, max(maxRaw, blockSize)),
 	}
 }
 
 // Receive reads from wire what Send wrote and writes the stream for a QEMU that
-// waits for a machine, whose memory must be the base. The machine must not run
-// before Receive has returned without an error.
-func Receive(stream io.Writer, wire io.Reader, base Base) (Stats, error) {
+// waits for a machine, whose memory must be the base, and what was in the layer of
+// the disk to disk, which QEMU must not read before; nil: there is none. The
+// machine must not run before Receive has returned without an error.
+func Receive(stream io.Writer, wire io.Reader, base Base, disk io.WriterAt) (Stats, error) {
 	to, from := &counter{w: stream}, &counter{r: wire}
 	z, err := zstd.NewReader(from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(wireWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return Stats{}, err
 	}
 	defer z.Close()
-	r := newReceiver(to, z, base.Memory)
+	r := newReceiver(to, z, base, disk)
 	err = r.greet(base.Digest)
 	for done := false; err == nil && !done; {
 		if r.in.Buffered() == 0 {
@@ -349,6 +382,8 @@ func (r *receiver) record() (done bool, err error) {
 		r.block, err = readName(r.in)
 	case (head[0] == recZero || head[0] == recPage) && n < r.pages:
 		err = r.putPage(n, head[0] == recZero)
+	case head[0] == recDisk && n < maxDiskBlocks && r.disk != nil:
+		err = r.putBlock(n)
 	default:
 		err = fmt.Errorf("record %q of %d is not understood", head[0], n)
 	}

@@ -97,6 +97,51 @@ func apply(t *testing.T, memory []byte, r io.Reader) (rest []byte) {
 	}
 }
 
+// file is one in memory, up to 1 MiB.
+type file []byte
+
+func (f *file) WriteAt(p []byte, at int64) (int, error) {
+	if at+int64(len(p)) > 1<<20 {
+		return 0, io.ErrShortWrite
+	}
+	if grown := int(at) + len(p) - len(*f); grown > 0 {
+		*f = append(*f, make([]byte, grown)...)
+	}
+	return copy((*f)[at:], p), nil
+}
+
+// changing is a file that is another one at each look.
+type changing struct{ looks [][]byte }
+
+func (c *changing) ReadAt(p []byte, at int64) (int, error) {
+	return bytes.NewReader(c.looks[0]).ReadAt(p, at)
+}
+
+func TestADiskIsSentAgainWhereItHasChanged(t *testing.T) {
+	first := randomMemory(100, 1)
+	second := append(bytes.Clone(first), "and more"...)
+	second[3*blockSize]++
+	var arrived file
+	from := &changing{[][]byte{first, second, second}}
+	l := newLayer(from)
+	var sent []int
+	for len(from.looks) > 0 {
+		n := 0
+		err := l.changed(func(block uint32, data []byte) {
+			n++
+			_, _ = arrived.WriteAt(data, int64(block)*blockSize)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent = append(sent, n)
+		from.looks = from.looks[1:]
+	}
+	if !bytes.Equal(arrived, second) || sent[0] != 7 || sent[1] != 2 || sent[2] != 0 {
+		t.Errorf("sent %v, and it is the same: %v", sent, bytes.Equal(arrived, second))
+	}
+}
+
 func randomMemory(pages int, seed uint64) []byte {
 	r := rand.New(rand.NewPCG(seed, 2))
 	memory := make([]byte, pages*pageSize)
@@ -148,18 +193,31 @@ func TestWhatArrivesIsTheMemoryThatLeft(t *testing.T) {
 	s.pages(sectionEnd, source, 0, 1, 2)
 	s.end()
 	stream := s.Bytes()
-	for name, b := range map[string]Base{"a template": {base, "t"}, "nothing": {nil, ""}} {
+	over := bytes.Clone(source[5*pageSize:][:pageSize])
+	over[1]++
+	disk := randomMemory(40, 9)[:39*pageSize+100]
+	for name, b := range map[string]Base{
+		"a template": {Memory: base, Digest: "t"}, "nothing": {},
+		"a snapshot": {Memory: base, Over: map[uint32][]byte{5: over, 6: source[6*pageSize:][:pageSize]}, Digest: "s"},
+	} {
 		var wire, out bytes.Buffer
-		sent, err := Send(&wire, bytes.NewReader(stream), b)
+		var layer file
+		sent, err := Send(&wire, bytes.NewReader(stream), b, bytes.NewReader(disk))
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := Receive(&out, &wire, b)
+		got, err := Receive(&out, &wire, b, &layer)
 		if err != nil {
 			t.Fatal(err)
 		}
 		arrived := make([]byte, len(source))
 		copy(arrived, b.Memory)
+		for n, page := range b.Over {
+			copy(arrived[int(n)*pageSize:], page)
+		}
+		if !bytes.Equal(layer, disk) || sent.Blocks != got.Blocks {
+			t.Errorf("on %s: the disk is another, %d blocks of %d", name, got.Blocks, sent.Blocks)
+		}
 		rest := apply(t, arrived, &out)
 		if !bytes.Equal(arrived, source) || string(rest) != "devices" {
 			t.Errorf("on %s: the memory is the same: %v; devices: %q", name, bytes.Equal(arrived, source), rest)
@@ -180,20 +238,20 @@ func TestDamageAndAnotherTemplateAreNoticed(t *testing.T) {
 	s.pages(sectionPart, memory, 1, 2, 3)
 	s.end()
 	var sent bytes.Buffer
-	if _, err := Send(&sent, &s, Base{Digest: "a"}); err != nil {
+	if _, err := Send(&sent, &s, Base{Digest: "a"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	wire := sent.Bytes()
-	if _, err := Receive(io.Discard, bytes.NewReader(wire), Base{Digest: "b"}); !errors.Is(err, ErrBase) {
+	if _, err := Receive(io.Discard, bytes.NewReader(wire), Base{Digest: "b"}, nil); !errors.Is(err, ErrBase) {
 		t.Errorf("with another template: %v", err)
 	}
 	var good bytes.Buffer
-	if _, err := Receive(&good, bytes.NewReader(wire), Base{Digest: "a"}); err != nil {
+	if _, err := Receive(&good, bytes.NewReader(wire), Base{Digest: "a"}, nil); err != nil {
 		t.Fatal(err)
 	}
 	for cut := range len(wire) {
 		var out bytes.Buffer
-		if _, err := Receive(&out, bytes.NewReader(wire[:cut]), Base{Digest: "a"}); err == nil && !bytes.Equal(out.Bytes(), good.Bytes()) {
+		if _, err := Receive(&out, bytes.NewReader(wire[:cut]), Base{Digest: "a"}, nil); err == nil && !bytes.Equal(out.Bytes(), good.Bytes()) {
 			t.Fatalf("cut after %d of %d bytes: no error", cut, len(wire))
 		}
 	}
@@ -201,12 +259,12 @@ func TestDamageAndAnotherTemplateAreNoticed(t *testing.T) {
 		bad := bytes.Clone(wire)
 		bad[i] ^= 1
 		var out bytes.Buffer
-		_, err := Receive(&out, bytes.NewReader(bad), Base{Digest: "a"})
+		_, err := Receive(&out, bytes.NewReader(bad), Base{Digest: "a"}, nil)
 		if err == nil && !bytes.Equal(out.Bytes(), good.Bytes()) {
 			t.Fatalf("byte %d is damaged: no error", i)
 		}
 	}
-	if _, err := Send(io.Discard, strings.NewReader("QEVM\x00\x00\x00\x03\x01"), Base{}); err == nil {
+	if _, err := Send(io.Discard, strings.NewReader("QEVM\x00\x00\x00\x03\x01"), Base{}, nil); err == nil {
 		t.Error("a stream that is cut short is sent as if it were whole")
 	}
 }
@@ -237,11 +295,12 @@ func FuzzQEMUStream(f *testing.F) {
 }
 
 func FuzzWire(f *testing.F) {
+	f.Add([]byte("D\x00\x00\x00\x01\x00\x00\x00\x02hi"))
 	f.Add([]byte("B\x00\x00\x00\x02\x04mainZ\x00\x00\x00\x01R\x00\x00\x00\x02hi"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var plain bytes.Buffer
 		plain.Write(data)
-		r := newReceiver(io.Discard, &plain, nil)
+		r := newReceiver(io.Discard, &plain, Base{}, new(file))
 		for range 1000 {
 			if done, err := r.record(); done || err != nil {
 				break

@@ -125,17 +125,21 @@ type Machine interface {
 	MergeLayers(ctx context.Context, disk, keep int) error
 
 	// Receive makes a machine that waits take in one that another monitor sends,
-	// instead of Load. state is where it reads that from; of the disk, the
-	// uppermost layer is written by whoever connects to listener (NBD). Received
-	// waits until the other has arrived whole; Resume then lets it run.
-	Receive(ctx context.Context, disk int, state, listener *os.File) error
+	// instead of Load. state is where it reads that from. It looks at its disks no
+	// sooner than it runs: until then the uppermost layer may be written by others.
+	// Received waits until the other has arrived whole; Resume then lets it run.
+	Receive(ctx context.Context, state *os.File) error
 	Received(ctx context.Context) error
 
-	// Send sends the machine, which runs on meanwhile, to one that Receives. state
-	// is where it is written, target a connection to the other's listener. It
-	// returns when all is written, and when the machine was stopped; Resume would
-	// take it back. When it fails the machine goes on here.
-	Send(ctx context.Context, disk int, state, target *os.File) (stopped time.Time, err error)
+	// Send writes the machine to state, for one that Receives, while it runs, and
+	// stops it for the last of it. It returns when all is written and the layers of
+	// its disks are too, and when the machine was stopped. It does not go on by itself then, whatever happens to
+	// the reader or to this process. When Send fails the machine goes on.
+	Send(ctx context.Context, state *os.File) (stopped time.Time, err error)
+
+	// Stay ends a Send, also one that this process knows nothing of, and lets the
+	// machine go on. It may be called at any time.
+	Stay(ctx context.Context) error
 
 	// Ended is closed when the guest or the monitor has ended; Cause then says
 	// why, in words for the user.
