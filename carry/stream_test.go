@@ -137,3 +137,26 @@ func TestALinkThatIsDeadForAWhileAndBackLosesNothing(t *testing.T) {
 		t.Error("the line was not dead")
 	}
 }
+
+// What the version before took foretells what the next one takes. When it is far more, the stream ends in the middle and the
+// push goes on in chunks.
+func TestAVersionThatIsUnlikeTheOneBeforeEndsTheStreamAndArrives(t *testing.T) {
+	a, b := pairOf(t)
+	l := newLine(t, a, 32*mib)
+	push(t, a, l.next(0))
+	push(t, a, l.next(5000))
+	l.memory = content(78, len(l.memory)) // nothing in common
+	id := l.next(0)
+	b.asked()
+	res := push(t, a, id)
+	same(t, a, b, id)
+	if asked := b.asked(); asked[0] != "streams" || asked[len(asked)-1] != "commit" || res.Wire < 8*mib {
+		t.Errorf("asked for %v: %+v", asked, res)
+	}
+	push(t, a, l.next(5000)) // and the one after it is a small one again
+	b.asked()
+	push(t, a, l.next(5000))
+	if asked := b.asked(); !slices.Equal(asked, []string{"streams"}) {
+		t.Errorf("asked for %v", asked)
+	}
+}

@@ -47,6 +47,9 @@ func (d *Draft) CommitReceived(m Manifest) (Manifest, error) {
 			err = sandbox.Errorf(op, sandbox.Exists, d.id, "the snapshot is here")
 		} else if err = d.publish(m); err == nil {
 			d.store.all[m.ID] = m
+			if now, err := stamps(op, d.store.Dir(m.ID), m); err == nil { // else Verify reads it once more, and says what is wrong
+				d.store.known[m.ID] = now
+			}
 			return m, nil
 		}
 	}
