@@ -20,6 +20,7 @@ type line struct {
 	memory []byte
 	last   snapshot.Manifest
 	n      uint64
+	skew   time.Duration // of the host's clock
 }
 
 func newLine(t testing.TB, h *host, size int) *line {
@@ -37,7 +38,7 @@ func (l *line) next(changed int) string {
 		copy(l.memory[at%(len(l.memory)-n):], content(100+l.n+uint64(at), n))
 		changed -= n
 	}
-	l.last = l.host.save(l.t, l.root, l.last.ID, map[string][]byte{"pages.img": l.memory})
+	l.last = l.host.saveAt(l.t, time.Now().Add(l.skew), l.root, l.last.ID, map[string][]byte{"pages.img": l.memory})
 	return l.last.ID
 }
 
