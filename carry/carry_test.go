@@ -3,6 +3,7 @@ package carry_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -72,6 +73,8 @@ type options struct {
 	tiers      []cache.Tier
 	dir        string  // where the host's state is; empty: in a fresh directory
 	rate       float64 // bytes per second that it sends; 0: no limit
+	late       bool    // its runtime takes pages.img while it comes
+	patience   time.Duration
 }
 
 // agent returns the program of the guest agent, which a host needs that starts sandboxes.
@@ -147,7 +150,7 @@ func newStores(t testing.TB, o options) *host {
 
 func (h *host) carrier() *carry.Carrier {
 	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Models: h.models, Stage: h.stage, Pacer: pace.New(h.options.rate, pace.DefaultShares),
-		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node(),
+		Log: slog.New(slog.DiscardHandler), Patience: cmp.Or(h.options.patience, 20*time.Second), Node: h.node(),
 		Cache: cache.New(h.options.tiers...), Store: h.options.store, StoreRules: h.options.rules})
 	c.Break(h.fault)
 	return c
@@ -165,6 +168,9 @@ func (h *host) node() *node.Node {
 	db.SetMaxOpenConns(1)
 	caps := fake.Capabilities()
 	caps.Memory = true // what a live move asks for
+	if h.options.late {
+		caps.Late, caps.Beside = []string{"pages*"}, []string{"learned"}
+	}
 	h.world = fake.NewWorld(h.t.TempDir(), h.options.agent(h.t))
 	h.nodes, err = node.Open(ctx, node.Config{Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: &caps})}, Images: h.images,
 		Snapshots: h.snapshots, NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler)})
@@ -227,6 +233,14 @@ func (h *host) save(t testing.TB, root sandbox.Root, parent string, files map[st
 	return h.saveAt(t, time.Now(), root, parent, files)
 }
 
+// runtime is what snapshots are said to be of.
+func (h *host) runtime() string {
+	if h.options.late {
+		return "fake" // which is there
+	}
+	return "gvisor"
+}
+
 // saveAt is save by a clock that says so.
 func (h *host) saveAt(t testing.TB, now time.Time, root sandbox.Root, parent string, files map[string][]byte) snapshot.Manifest {
 	t.Helper()
@@ -248,7 +262,7 @@ func (h *host) saveAt(t testing.TB, now time.Time, root sandbox.Root, parent str
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := d.Commit(snapshot.Manifest{Parent: parent, Sandbox: "box", Runtime: "gvisor", Spec: spec, Created: now.UTC(), Meta: meta}, true)
+	m, err := d.Commit(snapshot.Manifest{Parent: parent, Sandbox: "box", Runtime: h.runtime(), Spec: spec, Created: now.UTC(), Meta: meta}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

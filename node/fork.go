@@ -102,7 +102,7 @@ func fromManifest(m snapshot.Manifest) (Snapshot, error) {
 func (n *Node) GetSnapshot(_ context.Context, ref string) (Snapshot, error) {
 	const op = "node.GetSnapshot"
 	var found []snapshot.Manifest
-	for _, m := range n.cfg.Snapshots.List() {
+	for _, m := range slices.Concat(n.cfg.Snapshots.List(), n.cfg.Snapshots.Lent()) { // what is on its way can be restored
 		if m.ID == ref {
 			return fromManifest(m)
 		}
