@@ -220,7 +220,7 @@ func (j *journey) bring(ctx context.Context, p piece) error {
 	ref := p.file.part.Chunks[p.n]
 	at := int64(p.n) * arrive.PieceSize
 	for {
-		data, err := j.c.fetch.Get(ctx, j.from, fetch.Piece{ID: ref.ID, File: p.file.part.Digest, At: at, Size: ref.Size})
+		data, err := j.c.fetch.Once(ctx, j.from, fetch.Piece{ID: ref.ID, File: p.file.part.Digest, At: at, Size: ref.Size})
 		if err == nil && len(data) != ref.Size {
 			err = sandbox.Errorf("carry.Pull", sandbox.Invalid, p.file.name, "a piece has %d bytes, not %d", len(data), ref.Size)
 		}

@@ -80,6 +80,9 @@ func TestASnapshotIsLentWhileItComesAndWhatIsAskedForComesFirst(t *testing.T) {
 	if got, err := b.nodes.GetSnapshot(ctx, m.ID); err != nil || got.ID != m.ID {
 		t.Errorf("it cannot be restored: %v", err)
 	}
+	if err := b.nodes.RemoveSnapshot(ctx, m.ID); !sandbox.Is(err, sandbox.Conflict) {
+		t.Errorf("it is removed while it comes: %v", err)
+	}
 	if err := b.snapshots.Verify(m.ID, "pages*"); err != nil {
 		t.Error(err)
 	}

@@ -150,6 +150,9 @@ func (n *Node) RemoveSnapshot(ctx context.Context, ref string) error {
 		}
 		id = s.ID
 	}
+	if slices.ContainsFunc(n.cfg.Snapshots.Lent(), func(m snapshot.Manifest) bool { return m.ID == id }) {
+		return sandbox.Errorf(op, sandbox.Conflict, ref, "it is still on its way from another node").WithHint("remove it when it is here")
+	}
 	if user := n.neededBy(id); user != "" {
 		return sandbox.Errorf(op, sandbox.Conflict, ref, "%s needs it", user)
 	}
