@@ -194,7 +194,7 @@ func (s *side) start(ctx context.Context, base string) error {
 
 func (s *side) end() {
 	if s.daemon != nil && s.daemon.Process != nil {
-		_, _ = s.run(context.Background(), "rm", "-f", "worker")
+		_, _ = s.run(context.Background(), "rm", "-f", "worker", "other")
 		_ = s.daemon.Process.Signal(syscall.SIGTERM)
 		_ = s.daemon.Wait()
 	}
