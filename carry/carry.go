@@ -114,6 +114,8 @@ func New(cfg Config) *Carrier {
 	c.mux.HandleFunc("POST "+streamPath, c.serveStream)
 	c.mux.HandleFunc("POST "+describePath, c.serveDescribe)
 	c.mux.HandleFunc("GET "+cutPath, c.servePart)
+	c.mux.HandleFunc("GET "+finePath, c.serveFine)
+	c.mux.HandleFunc("GET "+besidePath, c.serveBeside)
 	c.mux.HandleFunc("POST /carry/v1/pulls", c.servePull)
 	c.mux.HandleFunc("POST /carry/v1/moves/{what}", c.serveMove)
 	c.mux.HandleFunc("POST "+livePath, c.serveLive)

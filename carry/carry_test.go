@@ -3,6 +3,7 @@ package carry_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -71,6 +72,18 @@ type options struct {
 	store      *bucket.Bucket
 	rules      chunk.Rules // of the store
 	tiers      []cache.Tier
+	dir        string  // where the host's state is; empty: in a fresh directory
+	rate       float64 // bytes per second that it sends; 0: no limit
+	late       bool    // its runtime takes pages.img while it comes
+	patience   time.Duration
+}
+
+// agent returns the program of the guest agent, which a host needs that starts sandboxes.
+func (o options) agent(t testing.TB) string {
+	if o.rate > 0 {
+		return "" // one that is killed starts none
+	}
+	return guesttest.Binary(t)
 }
 
 // asked returns what was asked of the host since the last call.
@@ -104,7 +117,22 @@ func newHost(t testing.TB, name string, stageLimit int64) *host {
 
 func newHostWith(t testing.TB, name string, o options) *host {
 	t.Helper()
-	h := &host{t: t, dir: t.TempDir(), fault: o.fault, options: o}
+	h := newStores(t, o)
+	l := &late{}
+	l.c.Store(h.Carrier)
+	h.requests = l
+	h.Node = peertest.ListenAt(t, name, o.site, l, nil)
+	h.Use(h.Group)
+	return h
+}
+
+// newStores is a host without a way to others.
+func newStores(t testing.TB, o options) *host {
+	t.Helper()
+	if o.dir == "" {
+		o.dir = t.TempDir()
+	}
+	h := &host{t: t, dir: o.dir, fault: o.fault, options: o}
 	var err error
 	if h.images, err = image.Open(filepath.Join(h.dir, "images"), image.Options{}); err != nil {
 		t.Fatal(err)
@@ -118,17 +146,12 @@ func newHostWith(t testing.TB, name string, o options) *host {
 	}
 	t.Cleanup(func() { _ = h.stage.Close() })
 	h.Carrier = h.carrier()
-	l := &late{}
-	l.c.Store(h.Carrier)
-	h.requests = l
-	h.Node = peertest.ListenAt(t, name, o.site, l, nil)
-	h.Use(h.Group)
 	return h
 }
 
 func (h *host) carrier() *carry.Carrier {
-	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Models: h.models, Stage: h.stage, Pacer: pace.New(0, pace.DefaultShares),
-		Log: slog.New(slog.DiscardHandler), Patience: 20 * time.Second, Node: h.node(),
+	c := carry.New(carry.Config{Snapshots: h.snapshots, Images: h.images, Models: h.models, Stage: h.stage, Pacer: pace.New(h.options.rate, pace.DefaultShares),
+		Log: slog.New(slog.DiscardHandler), Patience: cmp.Or(h.options.patience, 20*time.Second), Node: h.node(),
 		Cache: cache.New(h.options.tiers...), Store: h.options.store, StoreRules: h.options.rules})
 	c.Break(h.fault)
 	return c
@@ -147,7 +170,10 @@ func (h *host) node() *node.Node {
 	caps := fake.Capabilities()
 	caps.Memory = true // what a live move asks for
 	caps.Live = !h.options.snapshots
-	h.world = fake.NewWorld(h.t.TempDir(), guesttest.Binary(h.t))
+	if h.options.late {
+		caps.Late, caps.Beside = []string{"pages*"}, []string{"learned"}
+	}
+	h.world = fake.NewWorld(h.t.TempDir(), h.options.agent(h.t))
 	h.nodes, err = node.Open(ctx, node.Config{Dir: h.dir, DB: db, Runtimes: []sandbox.Runtime{h.world.Open(fake.Config{Capabilities: &caps})}, Images: h.images,
 		Snapshots: h.snapshots, NetworkError: errors.New("no network in this test"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -206,6 +232,20 @@ func (h *host) addImage(t testing.TB, name string, file []byte) image.Image {
 // save commits a snapshot of files.
 func (h *host) save(t testing.TB, root sandbox.Root, parent string, files map[string][]byte) snapshot.Manifest {
 	t.Helper()
+	return h.saveAt(t, time.Now(), root, parent, files)
+}
+
+// runtime is what snapshots are said to be of.
+func (h *host) runtime() string {
+	if h.options.late {
+		return "fake" // which is there
+	}
+	return "gvisor"
+}
+
+// saveAt is save by a clock that says so.
+func (h *host) saveAt(t testing.TB, now time.Time, root sandbox.Root, parent string, files map[string][]byte) snapshot.Manifest {
+	t.Helper()
 	d, err := h.snapshots.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -224,7 +264,7 @@ func (h *host) save(t testing.TB, root sandbox.Root, parent string, files map[st
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := d.Commit(snapshot.Manifest{Parent: parent, Sandbox: "box", Runtime: "gvisor", Spec: spec, Created: time.Now().UTC(), Meta: meta}, true)
+	m, err := d.Commit(snapshot.Manifest{Parent: parent, Sandbox: "box", Runtime: h.runtime(), Spec: spec, Created: now.UTC(), Meta: meta}, true)
 	if err != nil {
 		t.Fatal(err)
 	}

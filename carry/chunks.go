@@ -185,10 +185,13 @@ func (c *Carrier) received() (n int64) {
 }
 
 // sound reports whether a part's chunks are those that Cut makes of so many bytes.
-func sound(p chunk.Part) bool {
+func sound(p chunk.Part) bool { return cutInto(p, chunk.CutSize) }
+
+// cutInto reports whether a part's chunks are all of a size, but for the last.
+func cutInto(p chunk.Part, size int64) bool {
 	left := p.Size
 	for _, ref := range p.Chunks {
-		if int64(ref.Size) != min(left, chunk.CutSize) || ref.Size <= 0 {
+		if int64(ref.Size) != min(left, size) || ref.Size <= 0 {
 			return false
 		}
 		left -= int64(ref.Size)

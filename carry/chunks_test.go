@@ -12,23 +12,24 @@ import (
 	"github.com/atoll-run/atoll/carry"
 	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/chunk/bucket"
+	"github.com/atoll-run/atoll/chunk/bucket/buckettest"
 	"github.com/atoll-run/atoll/chunk/cache"
 	"github.com/atoll-run/atoll/peer/peertest"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 // region is hosts at sites that all know each other, and a source far away.
-func region(t *testing.T, store bool, sites ...string) (source *host, nodes []*host) {
+// store is the URL of the object store that they have; empty: none.
+func region(t *testing.T, store string, sites ...string) (source *host, nodes []*host) {
 	t.Helper()
-	dir := t.TempDir()
 	at := func(name, site string) *host {
 		m, err := cache.NewMemory(64 * mib)
 		if err != nil {
 			t.Fatal(err)
 		}
 		o := options{site: site, tiers: []cache.Tier{m}}
-		if store {
-			if o.store, err = bucket.Open(ctx, "file://"+filepath.ToSlash(dir), bucket.Options{}); err != nil {
+		if store != "" {
+			if o.store, err = bucket.Open(ctx, store, bucket.Options{}); err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = o.store.Close() })
@@ -46,6 +47,9 @@ func region(t *testing.T, store bool, sites ...string) (source *host, nodes []*h
 	return source, nodes
 }
 
+// folder is the URL of an object store in a directory.
+func folder(t *testing.T) string { return "file://" + filepath.ToSlash(t.TempDir()) }
+
 // from returns how many bytes a host has fetched from a distance.
 func (h *host) from(distance string) int64 {
 	for _, s := range h.Fetched() {
@@ -58,7 +62,7 @@ func (h *host) from(distance string) int64 {
 
 // conformance: W3 V5
 func TestNodesOfARegionThatPullTheSameFetchItOnceFromAfar(t *testing.T) {
-	source, nodes := region(t, false, "eu/one", "eu/one", "eu/two", "eu/two")
+	source, nodes := region(t, "", "eu/one", "eu/one", "eu/two", "eu/two")
 	const size = 24 * mib
 	i := source.addImage(t, "app:1", content(1, size))
 	var wg sync.WaitGroup
@@ -97,7 +101,7 @@ func TestNodesOfARegionThatPullTheSameFetchItOnceFromAfar(t *testing.T) {
 
 // conformance: W3
 func TestWhoHoldsTheWholeNearbyGivesIt(t *testing.T) {
-	source, nodes := region(t, false, "eu/one", "eu/two", "eu/one")
+	source, nodes := region(t, "", "eu/one", "eu/two", "eu/one")
 	i := source.addImage(t, "app:1", content(1, 4*mib))
 	if _, err := source.Push(ctx, carry.Image, "app:1", nodes[1].ID(), nil); err != nil {
 		t.Fatal(err)
@@ -112,7 +116,7 @@ func TestWhoHoldsTheWholeNearbyGivesIt(t *testing.T) {
 }
 
 func TestANodeOfTheRegionThatIsDeadIsLeftOut(t *testing.T) {
-	source, nodes := region(t, false, "eu/one", "eu/one")
+	source, nodes := region(t, "", "eu/one", "eu/one")
 	_ = nodes[1].Others.Close()
 	_ = nodes[1].Group.Close()
 	i := source.addImage(t, "app:1", content(1, 6*mib))
@@ -125,7 +129,7 @@ func TestANodeOfTheRegionThatIsDeadIsLeftOut(t *testing.T) {
 }
 
 func TestWithAnOlderVersionOnlyTheDifferenceIsPulled(t *testing.T) {
-	source, nodes := region(t, false, "eu/one", "eu/one")
+	source, nodes := region(t, "", "eu/one", "eu/one")
 	data := content(1, 6*mib)
 	source.addImage(t, "app:1", data)
 	if _, err := nodes[0].Pull(ctx, carry.Image, "app:1", "source", nil); err != nil {
@@ -141,7 +145,17 @@ func TestWithAnOlderVersionOnlyTheDifferenceIsPulled(t *testing.T) {
 
 // conformance: W3 W4
 func TestAnObjectStoreIsPushedToAndPulledFromOnceForTheRegion(t *testing.T) {
-	source, nodes := region(t, true, "eu/one", "eu/one")
+	pushedToAndPulledFrom(t, folder(t))
+}
+
+// conformance: W3
+func TestAzureIsPushedToAndPulledFromOnceForTheRegion(t *testing.T) {
+	pushedToAndPulledFrom(t, buckettest.Azure(t)())
+}
+
+func pushedToAndPulledFrom(t *testing.T, store string) {
+	t.Helper()
+	source, nodes := region(t, store, "eu/one", "eu/one")
 	root := source.addImage(t, "base:1", content(1, 3*mib)).Root
 	memory := content(2, 9*mib)
 	m := source.save(t, root, "", map[string][]byte{"pages.img": memory, "empty": nil})
@@ -262,7 +276,7 @@ func TestWhatTheObjectStoreHasIsListedRemovedAndExpires(t *testing.T) {
 }
 
 func TestADamagedObjectStoreIsFoundOut(t *testing.T) {
-	_, nodes := region(t, true, "eu/one", "eu/one")
+	_, nodes := region(t, folder(t), "eu/one", "eu/one")
 	_, err := newHost(t, "bare", 0).Pull(ctx, carry.Snapshot, "x", carry.StoreName, nil)
 	wantKind(t, err, sandbox.Unsupported)
 	for _, path := range []string{"/fetch/v1/chunks/zz", "/fetch/v1/chunks/" + string(slices.Repeat([]byte("0"), 64)) + "?file=&at=0&size=1&stage=0"} {

@@ -16,12 +16,20 @@ type known struct {
 	trees   recent[*transfer.Tree]
 	indexes recent[*transfer.Index]
 	parts   recent[*chunk.Part]
+	sent    recent[foretold]
 	warming map[chunk.ID]chan struct{} // indexes that are being built; closed when they are there
 	theirs  map[string]*recent[bool]   // by peer: files that it had when it was asked last, or was sent
 }
 
+// foretold is what sending a file took, as a delta: the next version of it is likely to take as much.
+type foretold struct {
+	method transfer.Method
+	bytes  int64
+}
+
 const (
 	keptTrees   = 256
+	keptSent    = 256
 	keptIndexes = 4
 	keptTheirs  = 1024    // of each peer
 	maxIndexed  = 1 << 30 // bytes of a file whose index is kept, which takes 1/16 of that
@@ -124,6 +132,25 @@ func (k *known) warm(ctx context.Context, id chunk.ID, path string) {
 			k.indexes.put(id, x, keptIndexes)
 		}
 	}()
+}
+
+// foretell returns what the next version of a file is expected to take, if it was itself sent as a delta.
+func (k *known) foretell(id chunk.ID) (foretold, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	f, ok := k.sent.values[id]
+	return f, ok
+}
+
+// took remembers how a file was sent.
+func (k *known) took(id chunk.ID, r FileResult) {
+	m, err := transfer.ParseMethod(r.Method)
+	if err != nil || m == transfer.Whole {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.sent.put(id, foretold{m, r.Wire}, keptSent)
 }
 
 // of returns whether a peer is taken to have a file. It may be wrong: files are removed.

@@ -277,8 +277,12 @@ func (s *sending) cause(ctx context.Context, err error) error {
 func (s *sending) remember(res Result) {
 	for i, f := range s.it.Files {
 		s.c.known.note(s.link.Peer.ID, f.Digest, true)
-		sent := slices.ContainsFunc(res.Files, func(r FileResult) bool { return r.Name == f.Name })
-		if sent && f.Size >= warmSize {
+		j := slices.IndexFunc(res.Files, func(r FileResult) bool { return r.Name == f.Name })
+		if j < 0 {
+			continue
+		}
+		s.c.known.took(f.Digest, res.Files[j])
+		if f.Size >= warmSize {
 			s.c.known.warm(s.c.life, f.Digest, s.it.paths[i])
 		}
 	}
@@ -317,7 +321,7 @@ func (s *sending) encode(ctx context.Context, i int, limit *int64, w io.Writer) 
 			old = image
 		} // else it was removed since: everything is sent
 	}
-	o, predicted, err := s.options(ctx, base, old, next)
+	o, predicted, err := s.options(ctx, base, old, next, limit != nil)
 	if err != nil {
 		return fr, err
 	}
@@ -332,15 +336,19 @@ func (s *sending) encode(ctx context.Context, i int, limit *int64, w io.Writer) 
 	return fr, err
 }
 
-// options chooses the method by what a sample of the file predicts, on the link as it was measured last, and returns how many
-// bytes it makes by that.
-func (s *sending) options(ctx context.Context, base *chunk.ID, old, next transfer.Image) (transfer.Options, int64, error) {
+// options chooses the method and returns how many bytes it is predicted to make: by a sample of the file, on the link as it was
+// measured last. What is streamed, and so given up when it becomes much more, is sent as the version before it was; a sample
+// takes as long as a quarter of the rest.
+func (s *sending) options(ctx context.Context, base *chunk.ID, old, next transfer.Image, streamed bool) (transfer.Options, int64, error) {
 	if old.At == nil {
 		return transfer.Options{Method: transfer.Whole}, next.Size, nil
 	}
 	index, err := s.c.known.index(ctx, *base, old)
 	if err != nil {
 		return transfer.Options{}, 0, err
+	}
+	if f, ok := s.c.known.foretell(*base); ok && streamed {
+		return transfer.Options{Method: f.method, Index: index}, f.bytes, nil
 	}
 	sample, err := transfer.Sample(ctx, old, next, index)
 	if err != nil {

@@ -33,7 +33,7 @@ type assumption struct {
 
 const (
 	streamPath = "/carry/v1/streams"
-	// streamLimit is up to how many bytes are predicted to be sent in a stream. More is worth being resumed.
+	// streamLimit is up to how many bytes are predicted to be sent in a stream; twice as many end it. More is worth being resumed.
 	streamLimit = 4 << 20
 	// streamAlone is the same where a single connection is slowed by each lost packet.
 	streamAlone = inline
@@ -119,7 +119,7 @@ func (s *sending) deltas(ctx context.Context, a assumption, w io.Writer, res *Re
 	if _, err := w.Write(append(binary.AppendUvarint(nil, uint64(len(head))), head...)); err != nil {
 		return err
 	}
-	runs := &runWriter{ctx: ctx, s: s, w: w}
+	runs := &runWriter{ctx: ctx, s: s, w: w, room: 2 * limit} // predictions are not exact
 	for i, f := range s.it.Files {
 		if a.Terms[i].Held {
 			res.Held += f.Size
@@ -140,16 +140,20 @@ func (s *sending) deltas(ctx context.Context, a assumption, w io.Writer, res *Re
 	return nil
 }
 
-// A runWriter writes each piece after its length.
+// A runWriter writes each piece after its length, as long as there is room.
 type runWriter struct {
-	ctx context.Context
-	s   *sending
-	w   io.Writer
+	ctx  context.Context
+	s    *sending
+	w    io.Writer
+	room int64 // bytes
 }
 
 func (r *runWriter) Write(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if r.room -= int64(len(p)); r.room < 0 {
+		return 0, errTooMuch
 	}
 	if err := r.s.c.cfg.Pacer.Wait(r.ctx, pace.Migration, len(p)); err != nil {
 		return 0, err

@@ -20,6 +20,7 @@ type line struct {
 	memory []byte
 	last   snapshot.Manifest
 	n      uint64
+	skew   time.Duration // of the host's clock
 }
 
 func newLine(t testing.TB, h *host, size int) *line {
@@ -37,7 +38,7 @@ func (l *line) next(changed int) string {
 		copy(l.memory[at%(len(l.memory)-n):], content(100+l.n+uint64(at), n))
 		changed -= n
 	}
-	l.last = l.host.save(l.t, l.root, l.last.ID, map[string][]byte{"pages.img": l.memory})
+	l.last = l.host.saveAt(l.t, time.Now().Add(l.skew), l.root, l.last.ID, map[string][]byte{"pages.img": l.memory})
 	return l.last.ID
 }
 
@@ -135,5 +136,28 @@ func TestALinkThatIsDeadForAWhileAndBackLosesNothing(t *testing.T) {
 	same(t, a, b, id)
 	if wire.refused.Load() == 0 {
 		t.Error("the line was not dead")
+	}
+}
+
+// What the version before took foretells what the next one takes. When it is far more, the stream ends in the middle and the
+// push goes on in chunks.
+func TestAVersionThatIsUnlikeTheOneBeforeEndsTheStreamAndArrives(t *testing.T) {
+	a, b := pairOf(t)
+	l := newLine(t, a, 32*mib)
+	push(t, a, l.next(0))
+	push(t, a, l.next(5000))
+	l.memory = content(78, len(l.memory)) // nothing in common
+	id := l.next(0)
+	b.asked()
+	res := push(t, a, id)
+	same(t, a, b, id)
+	if asked := b.asked(); asked[0] != "streams" || asked[len(asked)-1] != "commit" || res.Wire < 8*mib {
+		t.Errorf("asked for %v: %+v", asked, res)
+	}
+	push(t, a, l.next(5000)) // and the one after it is a small one again
+	b.asked()
+	push(t, a, l.next(5000))
+	if asked := b.asked(); !slices.Equal(asked, []string{"streams"}) {
+		t.Errorf("asked for %v", asked)
 	}
 }

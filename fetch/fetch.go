@@ -115,6 +115,16 @@ func (f *Fetcher) Get(ctx context.Context, source string, p Piece) ([]byte, erro
 	return f.get(ctx, source, p, Wanted)
 }
 
+// Once is Get for a piece that is kept by the caller, and in no cache here.
+func (f *Fetcher) Once(ctx context.Context, source string, p Piece) ([]byte, error) {
+	if data, ok := f.local(p); ok {
+		return data, nil
+	}
+	ctx, stop := context.WithTimeout(ctx, askTimeout)
+	defer stop()
+	return f.origin(ctx, source, p, Wanted)
+}
+
 func (f *Fetcher) get(ctx context.Context, source string, p Piece, stage Stage) ([]byte, error) {
 	if data, ok := f.local(p); ok {
 		return data, nil

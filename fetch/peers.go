@@ -57,7 +57,7 @@ func (f *Fetcher) ask(ctx context.Context, n Node, source string, p Piece, stage
 		return nil, sandbox.E("fetch.Get", sandbox.Unavailable, n.ID, err)
 	}
 	distance := Between(f.group.Site(), n.Site)
-	if distance == Global {
+	if distance == Global && p.Size >= chunk.CutSize { // how long a small piece takes says little of the link
 		f.cfg.Meter.Sent(int64(len(envelope)), began)
 	}
 	f.count(distance, len(envelope))

@@ -134,7 +134,7 @@ func (n *Node) anyOf(names []string) (why error) {
 // record needs.
 func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (string, error) {
 	if snap != "" {
-		m, err := n.cfg.Snapshots.Get(snap)
+		m, err := n.cfg.Snapshots.Usable(snap)
 		return m.Runtime, err
 	}
 	order := req.Runtimes

@@ -105,7 +105,7 @@ func fromManifest(m snapshot.Manifest) (Snapshot, error) {
 func (n *Node) GetSnapshot(_ context.Context, ref string) (Snapshot, error) {
 	const op = "node.GetSnapshot"
 	var found []snapshot.Manifest
-	for _, m := range n.cfg.Snapshots.List() {
+	for _, m := range slices.Concat(n.cfg.Snapshots.List(), n.cfg.Snapshots.Lent()) { // what is on its way can be restored
 		if m.ID == ref {
 			return fromManifest(m)
 		}
@@ -152,6 +152,9 @@ func (n *Node) RemoveSnapshot(ctx context.Context, ref string) error {
 			return err
 		}
 		id = s.ID
+	}
+	if slices.ContainsFunc(n.cfg.Snapshots.Lent(), func(m snapshot.Manifest) bool { return m.ID == id }) {
+		return sandbox.Errorf(op, sandbox.Conflict, ref, "it is still on its way from another node").WithHint("remove it when it is here")
 	}
 	if user := n.neededBy(id); user != "" {
 		return sandbox.Errorf(op, sandbox.Conflict, ref, "%s needs it", user)

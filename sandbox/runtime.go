@@ -137,4 +137,8 @@ type Capabilities struct {
 	// itself compares with their digests when it reads them, which may be after
 	// Restore: nobody needs to read them for that before.
 	Checks []string `json:"checks,omitempty"`
+	// Late are patterns of those of them that may still be on their way when Restore is called (package arrive).
+	Late []string `json:"late,omitempty"`
+	// Beside are names of files that Restore leaves beside a snapshot's own, for the next one: what it learned.
+	Beside []string `json:"beside,omitempty"`
 }

@@ -43,10 +43,15 @@ func (d *Draft) CommitReceived(m Manifest) (Manifest, error) {
 		m.Format = formatVersion
 		d.store.mu.Lock()
 		defer d.store.mu.Unlock()
-		if _, here := d.store.all[m.ID]; here {
-			err = sandbox.Errorf(op, sandbox.Exists, d.id, "the snapshot is here")
+		_, here := d.store.all[m.ID]
+		_, lent := d.store.lent[m.ID]
+		if here || lent {
+			err = sandbox.Errorf(op, sandbox.Exists, d.id, "the snapshot is here, or on its way")
 		} else if err = d.publish(m); err == nil {
 			d.store.all[m.ID] = m
+			if now, err := stamps(op, d.store.Dir(m.ID), m); err == nil { // else Verify reads it once more, and says what is wrong
+				d.store.known[m.ID] = now
+			}
 			return m, nil
 		}
 	}

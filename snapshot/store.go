@@ -34,6 +34,7 @@ type Store struct {
 
 	mu      sync.RWMutex
 	all     map[string]Manifest // by ID; what is on disk
+	lent    map[string]Manifest // by ID; what is used before all of it is on disk
 	damaged map[string]error    // by ID; why what is on disk cannot be used
 	known   map[string][]stamp  // by ID; how the files looked when their content was right
 }
@@ -51,10 +52,11 @@ func Open(dir string) (s *Store, damaged []error, err error) {
 	if err != nil {
 		return nil, nil, sandbox.E(op, sandbox.Internal, dir, err)
 	}
-	s = &Store{dir: dir, all: make(map[string]Manifest), damaged: make(map[string]error), known: make(map[string][]stamp)}
+	s = &Store{dir: dir, all: make(map[string]Manifest), lent: make(map[string]Manifest), damaged: make(map[string]error), known: make(map[string][]stamp)}
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, draftPrefix) || strings.HasPrefix(name, gonePrefix) {
+		_, arriving := os.Lstat(filepath.Join(dir, name, arrivingName))
+		if strings.HasPrefix(name, draftPrefix) || strings.HasPrefix(name, gonePrefix) || arriving == nil {
 			if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 				damaged = append(damaged, err)
 			}
@@ -171,6 +173,17 @@ func (d *Draft) Commit(m Manifest, hash bool) (Manifest, error) {
 }
 
 func (d *Draft) publish(m Manifest) error {
+	if err := d.writeManifest(m); err != nil {
+		return err
+	}
+	if err := os.Rename(d.path, filepath.Join(d.store.dir, m.ID)); err != nil {
+		return err
+	}
+	return syncDir(d.store.dir)
+}
+
+// writeManifest puts the manifest beside the state and has both on disk.
+func (d *Draft) writeManifest(m Manifest) error {
 	data, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
@@ -183,10 +196,7 @@ func (d *Draft) publish(m Manifest) error {
 			return err
 		}
 	}
-	if err := os.Rename(d.path, filepath.Join(d.store.dir, m.ID)); err != nil {
-		return err
-	}
-	return syncDir(d.store.dir)
+	return nil
 }
 
 // Get returns a snapshot's manifest. It fails with NotFound, or Invalid when the

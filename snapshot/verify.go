@@ -66,7 +66,7 @@ func stamps(op, dir string, m Manifest) ([]stamp, error) {
 // digests of their own, only size and time are looked at.
 func (s *Store) Verify(id string, checked ...string) error {
 	const op = "snapshot.Verify"
-	m, err := s.Get(id)
+	m, err := s.Usable(id)
 	if err != nil {
 		return err
 	}

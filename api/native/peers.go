@@ -70,6 +70,7 @@ type CarryRequest struct {
 	Ref  string     `json:"ref"`
 	Node string     `json:"node"`
 	Pull bool       `json:"pull,omitempty"` // from that node, not to it
+	Lazy bool       `json:"lazy,omitempty"` // pull of a snapshot: done once it can be restored; the rest comes behind
 }
 
 // MigrateRequest says where to.
@@ -162,6 +163,12 @@ func (l *Local) Carry(ctx context.Context, req CarryRequest, report func(carry.P
 	p, err := l.ready()
 	if err != nil {
 		return carry.Result{}, err
+	}
+	if req.Lazy {
+		if req.Kind != carry.Snapshot || !req.Pull {
+			return carry.Result{}, sandbox.Errorf("native.Carry", sandbox.Invalid, req.Ref, "only a snapshot that is pulled can come later")
+		}
+		return p.Carrier.PullLate(ctx, req.Ref, req.Node, report)
 	}
 	if req.Pull {
 		return p.Carrier.Pull(ctx, req.Kind, req.Ref, req.Node, report)

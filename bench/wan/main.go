@@ -55,6 +55,7 @@ func main() {
 	home := flag.String("home", filepath.Join(os.TempDir(), "atoll-bench-wan"), "the `directory` for both nodes; the base image in it is kept")
 	out := flag.String("o", filepath.Join("docs", "wan.md"), "the `file` that the table goes to")
 	only := flag.Float64("loss", -1, "measure this `part` of packets lost only, and print instead of writing")
+	late := flag.Bool("late", false, "measure instead how soon a machine answers whose snapshot lies on the other node, and print that")
 	flag.Parse()
 	losses := []float64{0, 0.001, 0.01}
 	if *only >= 0 {
@@ -62,7 +63,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *home, *out, *transfers, losses); err != nil {
+	measure := func() error { return run(ctx, *home, *out, *transfers, losses) }
+	if *late {
+		measure = func() error { return runLate(ctx, *home, losses[0]) }
+	}
+	if err := measure(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-wan:", err)
 		os.Exit(1)
 	}
@@ -82,7 +87,7 @@ func run(ctx context.Context, home, out string, transfers int, losses []float64)
 		return err
 	}
 	base := filepath.Join(home, "base")
-	if err := prepare(ctx, atoll, base); err != nil {
+	if err := prepare(ctx, atoll, base, "gvisor"); err != nil {
 		return fmt.Errorf("making the base image: %w", err)
 	}
 	text := fmt.Sprintf(preface, transfers, machine.Describe())
@@ -106,7 +111,7 @@ const preface = `# Moves over a slow link
 Written by ` + "`make bench-wan`" + `, which needs root; do not edit. Two nodes, each in a network namespace, with 100 Mbit/s and a
 round trip of 100 ms between them (` + "`internal/wan`" + `: kernels' TCP over a queue in user space that loses packets by a seed). A
 gVisor sandbox works on a table of 48 MB in memory and a growing log. %d times it does a step, is saved while it runs, and
-the snapshot is pushed to the other node, which has the sandbox's image and nothing else at first.
+the snapshot is pushed to the other node, which has at first the sandbox's image and what each node of its version has.
 
 - *sent* is what the nodes say that they sent: deltas and what describes them, without the headers of TLS and TCP.
 - *time* is from asking for a push until the snapshot is verified and on disk at the other end, of all of them together;
@@ -121,9 +126,9 @@ On %s:
 |---|---:|---:|---:|---:|---:|---:|---:|---:|
 `
 
-// prepare makes the base image in a home that all nodes start from.
-func prepare(ctx context.Context, atoll, base string) error {
-	cmd := exec.CommandContext(ctx, atoll, "--home", base, "run", "--rm", "--network", "none", "base", "--", "true")
+// prepare makes the base image, and what machines need, in a home that all nodes start from.
+func prepare(ctx context.Context, atoll, base, kind string) error {
+	cmd := exec.CommandContext(ctx, atoll, "--home", base, "run", "--rm", "--runtime", kind, "--network", "none", "--memory", "512M", "base", "--", "true")
 	cmd.Stderr = os.Stderr
 	return cmd.Run()
 }
@@ -133,6 +138,7 @@ type side struct {
 	link   *wan.Link
 	number int
 	atoll  string
+	kind   string // of runtime
 	home   string
 	addr   string
 	daemon *exec.Cmd
@@ -159,7 +165,11 @@ func (s *side) start(ctx context.Context, base string) error {
 	if err := errors.Join(os.RemoveAll(s.home), os.MkdirAll(s.home, 0o700)); err != nil {
 		return err
 	}
-	if err := exec.CommandContext(ctx, "cp", "-a", filepath.Join(base, "images"), s.home).Run(); err != nil {
+	have := []string{"-a", filepath.Join(base, "images")}
+	if s.kind == "microvm" {
+		have = append(have, filepath.Join(base, "machines")) // kernel and template
+	}
+	if err := exec.CommandContext(ctx, "cp", append(have, s.home)...).Run(); err != nil {
 		return err
 	}
 	log, err := os.Create(filepath.Join(s.home, "log"))
@@ -167,7 +177,7 @@ func (s *side) start(ctx context.Context, base string) error {
 		return err
 	}
 	defer log.Close()
-	s.daemon = exec.Command(s.atoll, "up", "--runtime", "gvisor", "--name", "node"+fmt.Sprint(s.number))
+	s.daemon = exec.Command(s.atoll, "up", "--runtime", s.kind, "--name", "node"+fmt.Sprint(s.number))
 	s.daemon.Env = append(os.Environ(), "ATOLL_HOME="+s.home, "ATOLL_ADDR="+s.addr)
 	s.daemon.Stdout, s.daemon.Stderr = log, log
 	if err := s.link.Start(s.number, s.daemon); err != nil {
@@ -184,31 +194,48 @@ func (s *side) start(ctx context.Context, base string) error {
 
 func (s *side) end() {
 	if s.daemon != nil && s.daemon.Process != nil {
-		_, _ = s.run(context.Background(), "rm", "-f", "worker")
+		_, _ = s.run(context.Background(), "rm", "-f", "worker", "other")
 		_ = s.daemon.Process.Signal(syscall.SIGTERM)
 		_ = s.daemon.Wait()
 	}
 }
 
-// cell measures one loss.
-func cell(ctx context.Context, atoll, home, base string, loss float64, transfers int) (f figures, err error) {
-	l, err := wan.Open(wan.Path{Rate: 100e6, Delay: 50 * time.Millisecond, Loss: loss, Queue: 625_000, Seed: 1})
-	if err != nil {
-		return f, err
-	}
-	defer l.Close()
-	a := &side{link: l, number: 0, atoll: atoll, home: filepath.Join(home, "a"), addr: wan.AddrA.String() + ":7700"}
-	b := &side{link: l, number: 1, atoll: atoll, home: filepath.Join(home, "b"), addr: wan.AddrB.String() + ":7700"}
+// slow is the path between the nodes.
+func slow(loss float64) wan.Path {
+	return wan.Path{Rate: 100e6, Delay: 50 * time.Millisecond, Loss: loss, Queue: 625_000, Seed: 1}
+}
+
+// sides are two nodes that are yet to be started.
+func sides(l *wan.Link, atoll, home, kind string) (a, b *side) {
+	return &side{link: l, number: 0, atoll: atoll, kind: kind, home: filepath.Join(home, "a"), addr: wan.AddrA.String() + ":7700"},
+		&side{link: l, number: 1, atoll: atoll, kind: kind, home: filepath.Join(home, "b"), addr: wan.AddrB.String() + ":7700"}
+}
+
+// meet starts two nodes and has them know each other.
+func meet(ctx context.Context, a, b *side, base string) error {
 	for _, s := range []*side{a, b} {
-		defer s.end()
 		if err := s.start(ctx, base); err != nil {
-			return f, err
+			return err
 		}
 	}
 	token, err := b.run(ctx, "node", "token", "-q")
 	if err == nil {
 		_, err = a.run(ctx, "node", "join", b.addr, token)
 	}
+	return err
+}
+
+// cell measures one loss.
+func cell(ctx context.Context, atoll, home, base string, loss float64, transfers int) (f figures, err error) {
+	l, err := wan.Open(slow(loss))
+	if err != nil {
+		return f, err
+	}
+	defer l.Close()
+	a, b := sides(l, atoll, home, "gvisor")
+	defer a.end()
+	defer b.end()
+	err = meet(ctx, a, b, base)
 	if err == nil {
 		_, err = a.run(ctx, "create", "base", "--name", "worker", "--network", "none", "--memory", "512M")
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/chunk/bucket"
+	"github.com/atoll-run/atoll/chunk/bucket/buckettest"
 	"github.com/atoll-run/atoll/chunk/chunktest"
 	"github.com/atoll-run/atoll/chunk/pack"
 	"github.com/atoll-run/atoll/sandbox"
@@ -40,29 +41,37 @@ func folder(t *testing.T) string {
 
 // conformance: FR5.4
 func TestBucketIsAStore(t *testing.T) {
+	for name, make := range map[string]func(*testing.T) string{"file": folder, "s3": s3} {
+		t.Run(name, func(t *testing.T) { suite(t, make) })
+	}
+}
+
+// conformance: FR5.4
+func TestAContainerOfAzureIsAStore(t *testing.T) {
+	fresh := buckettest.Azure(t)
+	suite(t, func(*testing.T) string { return fresh() })
+}
+
+// suite runs what every store passes on buckets; make returns the URL of a fresh one.
+func suite(t *testing.T, make func(*testing.T) string) {
 	plan := func(data []byte) pack.Plan {
 		return pack.Choose(pack.Look(data), pack.Link{}, pack.CPU{Cores: 1})
 	}
-	for name, make := range map[string]func(*testing.T) string{"file": folder, "s3": s3} {
-		t.Run(name, func(t *testing.T) {
-			chunktest.Run(t, func(t *testing.T) chunktest.Subject {
-				where := make(t)
-				open := func(t *testing.T) *bucket.Bucket {
-					b, err := bucket.Open(context.Background(), where, bucket.Options{Plan: plan})
-					if err != nil {
-						t.Fatal(err)
-					}
-					t.Cleanup(func() { _ = b.Close() })
-					return b
+	chunktest.Run(t, func(t *testing.T) chunktest.Subject {
+		where := make(t)
+		return chunktest.Subject{
+			Open: func(t *testing.T) chunk.Store {
+				b, err := bucket.Open(context.Background(), where, bucket.Options{Plan: plan})
+				if err != nil {
+					t.Fatal(err)
 				}
-				return chunktest.Subject{
-					Open:   func(t *testing.T) chunk.Store { return open(t) },
-					Damage: func(t *testing.T, id chunk.ID) { flip(t, where, "chunks/"+id.String()[:2]+"/"+id.String()[2:]) },
-					Later:  func() time.Time { return time.Now().Add(15 * 24 * time.Hour) },
-				}
-			})
-		})
-	}
+				t.Cleanup(func() { _ = b.Close() })
+				return b
+			},
+			Damage: func(t *testing.T, id chunk.ID) { flip(t, where, "chunks/"+id.String()[:2]+"/"+id.String()[2:]) },
+			Later:  func() time.Time { return time.Now().Add(15 * 24 * time.Hour) },
+		}
+	})
 }
 
 // flip changes a bit of an object.

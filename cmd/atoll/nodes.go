@@ -121,17 +121,22 @@ func (a *app) nodeRemoveCommand() *cobra.Command {
 
 // carryCommand makes push and pull of snapshots and models, which names lists.
 func (a *app) carryCommand(use string, kind carry.Kind, short string, pull bool, names completer) *cobra.Command {
-	var f format
+	var (
+		f    format
+		lazy bool
+	)
 	cmd := &cobra.Command{
 		Use: use + " " + strings.ToUpper(string(kind)) + " NODE", Short: short, Args: exact("a "+string(kind), "a node"),
 		Long: short + ".\nInstead of a node, `store` is the object store that the daemon was given by `atoll up --store`.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: kind, Ref: args[0], Node: args[1], Pull: pull})
+			return a.carry(cmd.Context(), &f, native.CarryRequest{Kind: kind, Ref: args[0], Node: args[1], Pull: pull, Lazy: lazy})
 		},
 	}
 	f.flags(cmd, "print the ID only")
 	if !pull {
 		a.completes(cmd, 1, names)
+	} else if kind == carry.Snapshot {
+		cmd.Flags().BoolVar(&lazy, "lazy", false, "return as soon as it can be restored; the memory of machines comes page by page, what is needed first")
 	}
 	return cmd
 }

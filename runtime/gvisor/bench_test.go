@@ -51,7 +51,7 @@ func (u *used) report(b *testing.B) {
 	b.ReportMetric(float64(u.sum.Microseconds())/1000/float64(u.n), "cpu_ms")
 }
 
-func must(b *testing.B, err error) {
+func must(b testing.TB, err error) {
 	b.Helper()
 	if err != nil {
 		b.Fatal(err)

@@ -68,6 +68,7 @@ type Runtime struct {
 	boxes   *boxes
 	agent   string // EROFS image of the guest agent
 	host    hostRoot
+	digests digests // of images
 	pool    *pool
 	stop    chan struct{}  // closed by Close
 	watches sync.WaitGroup // watchMemory

@@ -13,9 +13,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/atoll-run/atoll/arrive"
 	"github.com/atoll-run/atoll/runtime/cgroup"
 	"github.com/atoll-run/atoll/runtime/microvm/pager"
 	"github.com/atoll-run/atoll/runtime/process"
+	"github.com/atoll-run/atoll/sandbox"
 )
 
 // LabelMemory is the label of a spec that says how the memory of a restored
@@ -87,8 +89,9 @@ func (g *pagers) sweep() error {
 }
 
 // get returns a pager of the memory of page files in dir, for one machine, which
-// must release it. plan is what it fetches ahead if it is a new one.
-func (g *pagers) get(dir string, files []pageFile, size int64, plan []uint32) (*paged, error) {
+// must release it. plan is what it fetches ahead if it is a new one; wants is where
+// it asks for files that are still on their way, nil when all of them are there.
+func (g *pagers) get(dir string, files []pageFile, size int64, plan []uint32, wants *os.File) (*paged, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	key := memoryKey(files)
@@ -113,11 +116,14 @@ func (g *pagers) get(dir string, files []pageFile, size int64, plan []uint32) (*
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", file.Name, err)
 		}
+		if wants != nil {
+			l.Late = file.Name
+		}
 		layers = append(layers, l)
 	}
 	g.serial++
 	group := g.groups.Group(fmt.Sprintf("%d-%d", os.Getpid(), g.serial))
-	started, err := pager.Start(group, size, layers, open, plan)
+	started, err := pager.Start(group, size, layers, open, plan, wants)
 	if err != nil {
 		return nil, err
 	}
@@ -228,7 +234,21 @@ func (r *Runtime) lazily(label string, files []pageFile) bool {
 func (r *Runtime) awaken(ctx context.Context, b *box, from string) (*vm, error) {
 	spec, o := b.Record().Spec, b.Record().Origin
 	label := spec.Labels[LabelMemory]
-	if !r.lazily(label, o.Base) {
+	wants, err := arrive.Open(from)
+	if err != nil {
+		return nil, err
+	}
+	if wants != nil {
+		defer wants.Close()
+		err = r.awaitHeads(ctx, b.Dir, o, wants)
+	}
+	switch lazily := r.lazily(label, o.Base); {
+	case err != nil:
+		return nil, err
+	case !lazily && wants != nil && !r.memories.has(o.Base):
+		return nil, sandbox.Errorf("read snapshot", sandbox.Unavailable, "", "it is still on its way from another node, and its memory cannot be read page by page").
+			WithHint("restore it when it is here")
+	case !lazily:
 		return r.clone(ctx, b.Dir, spec.ID, spec.Root.Path, o)
 	}
 	var plan []uint32
@@ -236,8 +256,8 @@ func (r *Runtime) awaken(ctx context.Context, b *box, from string) (*vm, error) 
 	if label != MemoryLazy {
 		plan = model.Plan()
 	}
-	p, err := r.pagers.get(b.Dir, o.Base, o.Shape.Memory, plan)
-	if errors.Is(err, errDamaged) {
+	p, err := r.pagers.get(b.Dir, o.Base, o.Shape.Memory, plan, wants)
+	if errors.Is(err, errDamaged) || err != nil && wants != nil {
 		return nil, err
 	}
 	if err != nil {

@@ -187,6 +187,8 @@ func (r *Runtime) Capabilities() sandbox.Capabilities {
 		PidsLimit:  true,
 		Persistent: true,
 		Checks:     []string{memoryName + "*", devicesName},
+		Late:       []string{memoryName + "*"},
+		Beside:     []string{learnedName},
 	}
 }
 

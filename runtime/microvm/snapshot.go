@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/atoll-run/atoll/arrive"
 	"github.com/atoll-run/atoll/runtime/microvm/vmm"
 	"github.com/atoll-run/atoll/runtime/supervisor"
 	"github.com/atoll-run/atoll/sandbox"
@@ -55,6 +56,9 @@ const resumeTimeout = 10 * time.Second
 // snapshot does the work of Snapshot. The machine is afterwards as it was, but
 // that it writes to a new layer of its disk. The box is held.
 func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error {
+	if err := settled(b.Dir, b.Record().Origin); err != nil {
+		return err
+	}
 	if err := r.merge(ctx, b, v); err != nil {
 		return err
 	}
@@ -268,6 +272,9 @@ func (r *Runtime) furnish(b *box, m manifest, from string) (o origin, err error)
 		return o, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}
 	for _, p := range o.Base {
+		if late, err := arrive.Late(filepath.Join(b.Dir, p.Name)); late || err != nil {
+			continue // others wait until it is here
+		}
 		if err := r.keepBase(b.Dir, p); err != nil {
 			r.log.Warn("keeping what machines are cloned from", "file", p.Digest, "err", err)
 		}

@@ -69,6 +69,7 @@ type Checked struct {
 	file   io.ReaderAt
 	length int64
 	sums   []byte
+	late   *late // nil: all of the file is there
 
 	mu    sync.Mutex
 	cache [cachedChunks]chunk
@@ -118,18 +119,35 @@ func (c *Checked) chunk(index int64) ([]byte, error) {
 		return have.data, nil
 	}
 	data := make([]byte, min(chunkSize, c.length-index*chunkSize))
-	if _, err := c.file.ReadAt(data, index*chunkSize); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = fmt.Errorf("it has become shorter: %w", ErrDamaged)
-		}
-		return nil, err
+	var err error
+	if c.late != nil {
+		err = c.late.await(index, func() error { return c.read(data, index) })
+	} else {
+		err = c.read(data, index)
 	}
-	sum := blake3.Sum256(data)
-	if !bytes.Equal(sum[:], c.sums[index*SumSize:][:SumSize]) {
-		return nil, fmt.Errorf("at byte %d: %w", index*chunkSize, ErrDamaged)
+	if err != nil {
+		return nil, err
 	}
 	c.mu.Lock()
 	*slot = chunk{index, data}
 	c.mu.Unlock()
 	return data, nil
+}
+
+// errShort is how a file is damaged that ends too early.
+var errShort = fmt.Errorf("it has become shorter: %w", ErrDamaged)
+
+// read reads one chunk and checks it.
+func (c *Checked) read(data []byte, index int64) error {
+	if _, err := c.file.ReadAt(data, index*chunkSize); err != nil {
+		if errors.Is(err, io.EOF) {
+			return errShort
+		}
+		return err
+	}
+	sum := blake3.Sum256(data)
+	if !bytes.Equal(sum[:], c.sums[index*SumSize:][:SumSize]) {
+		return fmt.Errorf("at byte %d: %w", index*chunkSize, ErrDamaged)
+	}
+	return nil
 }

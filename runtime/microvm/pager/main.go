@@ -36,7 +36,8 @@ type (
 	order struct {
 		Size   int64    `json:"size"` // of the memory, bytes
 		Layers []Layer  `json:"layers"`
-		Plan   []uint32 `json:"plan"` // pages to fetch ahead
+		Plan   []uint32 `json:"plan"`            // pages to fetch ahead
+		Wants  bool     `json:"wants,omitempty"` // a pipe for what is late comes after the layers
 	}
 	ask    struct{} // for the trace
 	answer struct {
@@ -100,7 +101,11 @@ func (p *pager) run() error {
 	for i := range o.Layers {
 		layers = append(layers, os.NewFile(uintptr(fdFiles+i), "layer"))
 	}
-	m, err := newMemory(o.Size, o.Layers, layers)
+	var wants *os.File
+	if o.Wants {
+		wants = os.NewFile(uintptr(fdFiles+len(o.Layers)), "wants")
+	}
+	m, err := newMemory(o.Size, o.Layers, layers, wants)
 	if err != nil {
 		return err
 	}
@@ -114,6 +119,7 @@ func (p *pager) run() error {
 	p.say(answer{}, unix.UnixRights(int(file.Fd())))
 	go func() {
 		defer file.Close() // it counted as a use until now
+		m.announce(o.Plan)
 		err := fs.fetch(o.Plan, func(offset int64, data []byte) fuse.Status {
 			return server.InodeNotifyStoreCache(fileNode, offset, data)
 		})

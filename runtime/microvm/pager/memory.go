@@ -14,6 +14,8 @@ type Layer struct {
 	Sums   []byte    `json:"sums"`
 	First  int64     `json:"first"` // byte at which the pages begin
 	Runs   []vmm.Run `json:"runs"`  // which they are, in ascending order
+	// Late is the file's name for those who bring it, when it is still on its way; empty: all of it is there.
+	Late string `json:"late,omitempty"`
 }
 
 // maxLayers bounds how many files make a memory.
@@ -28,8 +30,8 @@ type memory struct {
 	where []uint64
 }
 
-// newMemory makes a memory of size bytes of layers, each upon the ones before.
-func newMemory(size int64, layers []Layer, files []*os.File) (*memory, error) {
+// newMemory makes a memory of size bytes of layers, each upon the ones before. Those that are late are asked for on wants.
+func newMemory(size int64, layers []Layer, files []*os.File, wants *os.File) (*memory, error) {
 	if size <= 0 || size%vmm.PageSize != 0 || size/vmm.PageSize > 1<<28 || len(layers) > maxLayers || len(layers) != len(files) {
 		return nil, fmt.Errorf("no memory of %d bytes in %d layers", size, len(layers))
 	}
@@ -38,6 +40,9 @@ func newMemory(size int64, layers []Layer, files []*os.File) (*memory, error) {
 		c, err := NewChecked(files[i], l.Length, l.Sums)
 		if err != nil {
 			return nil, err
+		}
+		if l.Late != "" && wants != nil {
+			c.late = &late{l.Late, wants}
 		}
 		m.layers = append(m.layers, c)
 		at := l.First

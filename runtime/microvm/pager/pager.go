@@ -22,6 +22,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -60,8 +61,12 @@ const (
 // Start starts a pager in a group, which must not exist yet, for a memory of size
 // bytes made of layers in files, each upon the ones before. It fetches the pages of
 // plan ahead, in that order. The error wraps ErrDamaged when files are not what
-// their sums say, as far as they were read.
-func Start(group *cgroup.Group, size int64, layers []Layer, files []*os.File, plan []uint32) (*Pager, error) {
+// their sums say, as far as they were read. wants is the pipe on which late layers
+// are asked for; nil: there are none.
+func Start(group *cgroup.Group, size int64, layers []Layer, files []*os.File, plan []uint32, wants *os.File) (*Pager, error) {
+	if wants != nil {
+		files = append(slices.Clone(files), wants)
+	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -78,7 +83,7 @@ func Start(group *cgroup.Group, size int64, layers []Layer, files []*os.File, pl
 		return nil, errors.Join(fmt.Errorf("start a pager: %w", err), conn.Close(), group.Remove())
 	}
 	theirs.Close()
-	if err := p.begin(order{size, layers, plan}); err != nil {
+	if err := p.begin(order{size, layers, plan, wants != nil}); err != nil {
 		return nil, errors.Join(fmt.Errorf("start a pager: %w", err), p.Process.Kill(), conn.Close(), group.Remove())
 	}
 	p.watch()

@@ -71,7 +71,7 @@ func TestAMemoryIsItsLayersEachUponTheOnesBefore(t *testing.T) {
 		{Length: 2 * vmm.PageSize, Sums: lowSums, Runs: []vmm.Run{{First: 1, Count: 2}}},
 		{Length: 2 * vmm.PageSize, Sums: highSums, First: vmm.PageSize, Runs: []vmm.Run{{First: 2, Count: 1}}},
 	}
-	m, err := newMemory(5*vmm.PageSize, layers, []*os.File{low, high})
+	m, err := newMemory(5*vmm.PageSize, layers, []*os.File{low, high}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestAMemoryIsItsLayersEachUponTheOnesBefore(t *testing.T) {
 		"beyond the file":   {Length: 2 * vmm.PageSize, Sums: lowSums, Runs: []vmm.Run{{First: 0, Count: 3}}},
 		"before the file":   {Length: 2 * vmm.PageSize, Sums: lowSums, First: -vmm.PageSize, Runs: []vmm.Run{{First: 0, Count: 1}}},
 	} {
-		if _, err := newMemory(5*vmm.PageSize, []Layer{wrong}, []*os.File{low}); err == nil {
+		if _, err := newMemory(5*vmm.PageSize, []Layer{wrong}, []*os.File{low}, nil); err == nil {
 			t.Errorf("a layer %s is taken", name)
 		}
 	}
