@@ -146,10 +146,12 @@ func (r *Runtime) cold(ctx context.Context, dir, groupName, root string, o origi
 // bytes: its own heap, translated code, and pages of the disk's file.
 const monitorMemory = 128 << 20
 
-// limits bounds the group of a machine.
+// limits bounds the group of a machine. The guest's memory counts twice: where the
+// template's is a hole, the host's kernel fills that in with zeros before it copies
+// it for whoever writes there first, and that one's group is charged with both.
 func limits(res sandbox.Resources) cgroup.Limits {
 	const tasks = 64 // threads of the monitor
-	return cgroup.Limits{CPUs: res.CPUs, Memory: res.Memory + monitorMemory, Tasks: tasks}
+	return cgroup.Limits{CPUs: res.CPUs, Memory: 2*res.Memory + monitorMemory, Tasks: tasks}
 }
 
 // load gives a machine that waits its state, with which it runs.
