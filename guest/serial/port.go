@@ -68,7 +68,8 @@ func OpenPort(name string) (*Port, error) {
 func (p *Port) Read(b []byte) (int, error) {
 	fd := int(p.file.Fd())
 	for {
-		n, err := 0, error(nil)
+		var n int
+		var err error
 		if p.rest.Load() == portResting {
 			n, err = raw(unix.SYS_READ, fd, b)
 			p.rest.Store(portRoused)
@@ -93,7 +94,8 @@ func (p *Port) Write(b []byte) (int, error) {
 		if done == len(b) {
 			return done, nil
 		}
-		n, err := 0, error(nil)
+		var n int
+		var err error
 		if p.rest.Load() == portRoused {
 			n, err = raw(unix.SYS_WRITE, int(p.file.Fd()), b[done:])
 		} else {
