@@ -2,24 +2,11 @@ package guest
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"net/http"
-	"strings"
 
 	"github.com/atoll-run/atoll/guest/wire"
-	"github.com/atoll-run/atoll/sandbox"
 )
-
-// Machine gives a machine its identity. It is for runtimes, whose client dials
-// serial.MachinePort.
-func (c *Client) Machine(ctx context.Context, in wire.Machine) error {
-	body, err := json.Marshal(in)
-	if err != nil {
-		return sandbox.E("guest.Machine", sandbox.Invalid, "", err)
-	}
-	return c.simple(ctx, "guest.Machine", http.MethodPost, "/machine", nil, strings.NewReader(string(body)))
-}
 
 // Processes counts the processes of the machine, its kernel's threads not
 // among them. It is for runtimes, whose client dials serial.MachinePort.

@@ -142,7 +142,7 @@ func listenOn(s *server.Server, address string, log *slog.Logger) (serve func() 
 		if err != nil {
 			return nil, err
 		}
-		return func() error { return s.ServeSerial(port) }, nil
+		return func() error { return s.ServeSerial(port, port.Rest) }, nil
 	}
 	l, err := open(address)
 	return func() error { return accept(s, l, address, log) }, err

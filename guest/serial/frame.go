@@ -40,11 +40,15 @@ const (
 	kindCredit                  // payload: how many bytes more may be sent
 	kindFinish                  // no more data will follow
 	kindClose                   // neither will be more sent nor read: the stream is forgotten
+	kindAsk                     // host to guest, stream 0; payload: a question
+	kindAnswer                  // guest to host, stream 0; payload: what the question before it is answered
 )
 
 const (
 	epochSize = 8
 	maxReason = 512 // bytes
+	// maxAsk bounds a question and its answer, in bytes.
+	maxAsk = 8 << 10
 )
 
 // frame is one of them. Its payload is valid until the decoder is fed again.
@@ -55,7 +59,7 @@ type frame struct {
 }
 
 // appendFrame appends one frame. The payload is at most maxPayload bytes and
-// holds no mark; only kindData can have payloads that might.
+// holds no mark; only those of kindData, kindAsk and kindAnswer might.
 func appendFrame(b []byte, k kind, stream uint32, payload []byte) []byte {
 	n := len(payload)
 	b = append(b, byte(k),
@@ -158,6 +162,8 @@ func parseHeader(b []byte) (frame, int, error) {
 		right = n == 0
 	case kindRefused:
 		right = n <= maxReason
+	case kindAsk, kindAnswer:
+		right = n <= maxAsk
 	case kindData:
 		right = n > 0 && n <= maxPayload
 	}

@@ -25,20 +25,27 @@ const MachinePort = 0
 
 // Guest is the machine's end of a port.
 type Guest struct {
-	port io.ReadWriter
-	dial func(port int) (func(net.Conn), error)
+	port   io.ReadWriter
+	dial   func(port int) (func(net.Conn), error)
+	answer func(question []byte) []byte
 
-	writing sync.Mutex // held by the writer of the present epoch
+	writing sync.Mutex // held while the port is written
 }
 
 // NewGuest returns the machine's end. For each connection it calls dial, from a
 // goroutine of its own, which returns what then serves the connection and closes
-// it, or an error that the host is told.
-func NewGuest(port io.ReadWriter, dial func(port int) (func(net.Conn), error)) *Guest {
-	return &Guest{port: port, dial: dial}
+// it, or an error that the host is told. For each question it calls answer, from
+// the goroutine that reads the port, which must not wait for anything; the
+// question is valid until it returns.
+func NewGuest(port io.ReadWriter, dial func(port int) (func(net.Conn), error), answer func(question []byte) []byte) *Guest {
+	return &Guest{port: port, dial: dial, answer: answer}
 }
 
 // Serve serves the port until reading it fails.
+//
+// A hello and questions are answered at once, in a straight line: that is the first
+// thing that a clone does, and an emulated one has translated none of its code.
+// Writing may wait for the host, which reads whatever it writes itself.
 func (g *Guest) Serve() error {
 	var (
 		in  decoder
@@ -61,9 +68,11 @@ func (g *Guest) Serve() error {
 			if m != nil {
 				m.end(errors.New("the host began anew"))
 			}
-			m = newMux()
-			go g.write(m, binary.BigEndian.Uint64(f.payload))
+			m = newMux(g.send)
+			g.reply(m, appendHello(nil, binary.BigEndian.Uint64(f.payload)))
 		case ok && m == nil:
+		case ok && f.kind == kindAsk:
+			g.reply(m, appendFrame(nil, kindAnswer, 0, g.answered(f.payload)))
 		case ok && f.kind == kindOpen:
 			g.open(m, f.stream, int(binary.BigEndian.Uint16(f.payload)))
 		case ok:
@@ -80,18 +89,30 @@ func (g *Guest) Serve() error {
 	}
 }
 
-// write is the writer of one epoch.
-func (g *Guest) write(m *mux, epoch uint64) {
-	g.writing.Lock() // the writer before may be in the middle of a frame
+// send writes frames of one epoch. Nothing is written when that is over, though
+// the writer before may still be in the middle of a frame.
+func (g *Guest) send(m *mux, frames []byte) error {
+	g.writing.Lock()
 	defer g.writing.Unlock()
 	if m.ended() {
-		return
+		return net.ErrClosed
 	}
-	if _, err := g.port.Write(appendHello(nil, epoch)); err != nil {
+	_, err := g.port.Write(frames)
+	return err
+}
+
+// reply writes a frame from the goroutine that reads.
+func (g *Guest) reply(m *mux, frame []byte) {
+	if err := g.send(m, frame); err != nil {
 		m.end(err)
-		return
 	}
-	_ = m.write(g.port) // an error ended the epoch, which is all there is to do
+}
+
+// answered is the answer to a question, within bounds.
+func (g *Guest) answered(question []byte) []byte {
+	answer := g.answer(question)
+	answer = answer[:min(len(answer), maxAsk)]
+	return answer[:cut(answer)]
 }
 
 // open begins a connection that the host asks for.

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"syscall"
 )
@@ -17,11 +16,15 @@ const (
 	batch = 64 << 10
 )
 
-// mux is the connections of one epoch. One goroutine, write, sends; the owner of
-// the port reads and calls handle.
+// mux is the connections of one epoch. The owner of the port reads and calls
+// handle. One goroutine at a time sends, for as long as there is something: a
+// machine that is frozen while nothing travels has none that waits.
 type mux struct {
+	send func(*mux, []byte) error // writes to the port, unless the epoch is over
+
 	mu      sync.Mutex
-	work    *sync.Cond // ready grew, control grew, or over was set
+	still   *sync.Cond // sending became false
+	sending bool       // a goroutine is in flush
 	streams map[uint32]*Conn
 	ready   []*Conn // have something to send; each once
 	control []byte  // frames that belong to no connection here: at most maxControl
@@ -35,9 +38,9 @@ const maxControl = 2 * maxStreams * (headerSize + maxReason)
 
 var errFlood = errors.New("the other end does not keep to its limits")
 
-func newMux() *mux {
-	m := &mux{streams: map[uint32]*Conn{}}
-	m.work = sync.NewCond(&m.mu)
+func newMux(send func(*mux, []byte) error) *mux {
+	m := &mux{send: send, streams: map[uint32]*Conn{}}
+	m.still = sync.NewCond(&m.mu)
 	return m
 }
 
@@ -56,14 +59,22 @@ func (m *mux) forget(c *Conn) {
 	c.out = nil
 }
 
-// enqueue has the writer look at c; m.mu is held.
+// enqueue has c's frames sent; m.mu is held.
 func (m *mux) enqueue(c *Conn) {
 	if c.queued || c.gone || m.over {
 		return
 	}
 	c.queued = true
 	m.ready = append(m.ready, c)
-	m.work.Signal()
+	m.wake()
+}
+
+// wake has somebody send; m.mu is held.
+func (m *mux) wake() {
+	if !m.sending && !m.over {
+		m.sending = true
+		go m.flush()
+	}
 }
 
 // say sends a frame of no connection; m.mu is held.
@@ -72,7 +83,7 @@ func (m *mux) say(frame []byte) error {
 		return errFlood
 	}
 	m.control = append(m.control, frame...)
-	m.work.Signal()
+	m.wake()
 	return nil
 }
 
@@ -90,7 +101,6 @@ func (m *mux) end(cause error) {
 	}
 	clear(m.streams)
 	m.ready, m.control = nil, nil
-	m.work.Broadcast()
 }
 
 func (m *mux) ended() bool {
@@ -99,46 +109,46 @@ func (m *mux) ended() bool {
 	return m.over
 }
 
-// write sends what is to be sent until the epoch ends, and returns why it did.
-func (m *mux) write(port io.Writer) error {
+// awaitStill returns when nothing is being written any more, after the end.
+func (m *mux) awaitStill() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for m.sending {
+		m.still.Wait()
+	}
+}
+
+// flush sends all that there is to send.
+func (m *mux) flush() {
 	var buf []byte
 	for {
-		buf = m.gather(buf[:0])
-		if len(buf) == 0 {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			return m.cause
+		if buf = m.gather(buf[:0]); len(buf) == 0 {
+			return
 		}
-		if _, err := port.Write(buf); err != nil {
+		if err := m.send(m, buf); err != nil {
 			m.end(err)
-			return err
 		}
 	}
 }
 
-// gather waits until there is something to send and appends up to about batch
-// bytes of it, every connection in its turn. It appends nothing when the epoch
-// is over.
+// gather appends up to about batch bytes of what is to be sent, every connection in
+// its turn. When it appends nothing, nobody is sending any more.
 func (m *mux) gather(buf []byte) []byte {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for {
-		if m.over {
-			return buf
-		}
-		buf = append(buf, m.control...)
-		m.control = m.control[:0]
-		for len(m.ready) > 0 && len(buf) < batch {
-			c := m.ready[0]
-			m.ready = m.ready[1:]
-			c.queued = false
-			buf = c.emit(buf)
-		}
-		if len(buf) > 0 {
-			return buf
-		}
-		m.work.Wait()
+	buf = append(buf, m.control...)
+	m.control = m.control[:0]
+	for len(m.ready) > 0 && len(buf) < batch {
+		c := m.ready[0]
+		m.ready = m.ready[1:]
+		c.queued = false
+		buf = c.emit(buf)
 	}
+	if len(buf) == 0 {
+		m.sending = false
+		m.still.Broadcast()
+	}
+	return buf
 }
 
 // emit appends one turn of c's frames; m.mu is held.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -61,7 +62,14 @@ func services(port int) (func(net.Conn), error) {
 	return nil, errors.New("nothing there")
 }
 
-func open(t *testing.T, host net.Conn) *Session {
+// backwards is a guest's answer: the question from its end to its beginning.
+func backwards(question []byte) []byte {
+	answer := bytes.Clone(question)
+	slices.Reverse(answer)
+	return answer
+}
+
+func openLine(t *testing.T, host net.Conn) *Session {
 	t.Helper()
 	s, err := Open(t.Context(), host)
 	if err != nil {
@@ -100,8 +108,8 @@ func noise(n int, seed uint64) []byte {
 
 func TestManyConnectionsShareOneLine(t *testing.T) {
 	host, machine := line(t)
-	go NewGuest(machine, services).Serve()
-	s := open(t, host)
+	go NewGuest(machine, services, backwards).Serve()
+	s := openLine(t, host)
 	defer s.Close()
 	stuck := dial(t, s, deafPort) // must not hold up the others
 	go stuck.Write(make([]byte, 4*window))
@@ -132,7 +140,7 @@ func TestManyConnectionsShareOneLine(t *testing.T) {
 
 func TestAnEpochBeginsInTheMiddleOfAnything(t *testing.T) {
 	host, machine := line(t)
-	go NewGuest(machine, services).Serve()
+	go NewGuest(machine, services, backwards).Serve()
 	for i := range 10 {
 		// A host that went in the middle of a frame leaves its beginning behind.
 		var torn []byte
@@ -150,7 +158,7 @@ func TestAnEpochBeginsInTheMiddleOfAnything(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s := open(t, end)
+		s := openLine(t, end)
 		c := dial(t, s, echoPort)
 		go c.Write(make([]byte, 3*window)) // its echo is not read: much is under way
 		if _, err := io.ReadFull(c, make([]byte, 1000)); err != nil {
@@ -163,10 +171,56 @@ func TestAnEpochBeginsInTheMiddleOfAnything(t *testing.T) {
 	}
 }
 
+func TestQuestionsAreAnsweredBesideConnections(t *testing.T) {
+	host, machine := line(t)
+	go NewGuest(machine, services, backwards).Serve()
+	s, answer, err := OpenAsking(t.Context(), host, []byte("first"))
+	if err != nil || string(answer) != "tsrif" {
+		t.Fatalf("a question with the hello: %q, %v", answer, err)
+	}
+	defer s.Close()
+	c := dial(t, s, echoPort)
+	go c.Write(make([]byte, 3*window)) // its echo is not read: much is under way
+	var askers sync.WaitGroup
+	for i := range 20 {
+		askers.Go(func() {
+			question := fmt.Appendf(nil, "%d%s", i, bytes.Repeat([]byte{0xff}, i*400))
+			got, err := s.Ask(t.Context(), question)
+			if err != nil || !bytes.Equal(got, backwards(question)) {
+				t.Errorf("question %d: %d bytes, %v", i, len(got), err)
+			}
+		})
+	}
+	askers.Wait()
+	for _, question := range [][]byte{make([]byte, maxAsk+1), mark} {
+		if _, err := s.Ask(t.Context(), question); !sandbox.Is(err, sandbox.Invalid) {
+			t.Errorf("a question of %d bytes: %v", len(question), err)
+		}
+	}
+	machine.Close()
+	if _, err := s.Ask(t.Context(), nil); !sandbox.Is(err, sandbox.Unavailable) {
+		t.Errorf("a question to a machine that is gone: %v", err)
+	}
+}
+
+func TestAnUnansweredQuestionEndsTheSession(t *testing.T) {
+	host, machine := line(t)
+	entered, leave := make(chan bool), make(chan bool)
+	defer close(leave)
+	go NewGuest(machine, services, func([]byte) []byte { entered <- true; <-leave; return nil }).Serve()
+	s := openLine(t, host)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-entered; cancel() }()
+	if _, err := s.Ask(ctx, nil); !sandbox.Is(err, sandbox.Canceled) {
+		t.Errorf("a question that is given up: %v", err)
+	}
+	<-s.Done()
+}
+
 func TestDeadlinesAndClosing(t *testing.T) {
 	host, machine := line(t)
-	go NewGuest(machine, services).Serve()
-	s := open(t, host)
+	go NewGuest(machine, services, backwards).Serve()
+	s := openLine(t, host)
 	c := dial(t, s, deafPort)
 	c.SetReadDeadline(time.Now().Add(time.Millisecond))
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
@@ -204,9 +258,10 @@ func TestASilentGuestIsGivenUp(t *testing.T) {
 func FuzzGuestSpeaks(f *testing.F) {
 	f.Add(appendFrame(nil, kindData, 1, []byte("hello")))
 	f.Add(appendCredit(appendFrame(nil, kindOpened, 1, nil), 1, window))
+	f.Add(appendFrame(nil, kindAnswer, 0, []byte("yes")))
 	f.Add(appendHello(appendFrame(nil, kindRefused, 1, []byte("no")), 7))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		m := newMux()
+		m := newMux(func(*mux, []byte) error { return nil })
 		m.mu.Lock()
 		m.add(1, echoPort)
 		m.mu.Unlock()
@@ -283,7 +338,7 @@ func BenchmarkThroughput(b *testing.B) {
 	machine := os.NewFile(uintptr(fds[0]), "machine")
 	host := os.NewFile(uintptr(fds[1]), "host")
 	defer machine.Close()
-	go NewGuest(machine, services).Serve()
+	go NewGuest(machine, services, backwards).Serve()
 	s, err := Open(b.Context(), host)
 	if err != nil {
 		b.Fatal(err)

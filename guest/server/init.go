@@ -8,7 +8,6 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -82,10 +81,10 @@ func (s *Server) repair(in wire.Init) {
 		attempt("set the clock", setClock(*in.Timestamp))
 	}
 	if len(in.Entropy) > 0 {
-		attempt("add entropy", addEntropy(in.Entropy))
+		attempt("add entropy", s.own.addEntropy(in.Entropy))
 	}
 	if in.Hostname != "" && s.PID1 {
-		attempt("set the host name", setHostname(in.Hostname))
+		attempt("set the host name", s.own.setHostname(in.Hostname))
 	}
 	if s.PID1 {
 		attempt("leave the sandbox's identity", leaveIdentity(identityDir, in.EnvVars))
@@ -101,67 +100,6 @@ func setClock(t time.Time) error {
 	}
 	ts := unix.NsecToTimespec(t.UnixNano())
 	return unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
-}
-
-// addEntropy credits seed to the kernel's pool and has the generator take it
-// up at once: forks of one snapshot would otherwise draw the same numbers.
-// Where crediting is not allowed, writing still mixes the seed in.
-func addEntropy(seed []byte) error {
-	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	// struct rand_pool_info { int entropy_count (bits); int buf_size; u32 buf[]; }
-	var info struct {
-		bits, size int32
-		buf        [maxEntropy]byte
-	}
-	info.bits, info.size = int32(len(seed)*8), int32(len(seed))
-	copy(info.buf[:], seed)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&info)))
-	if errno != 0 {
-		_, err := f.Write(seed)
-		return err
-	}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDRESEEDCRNG, 0); errno != 0 && errno != unix.EINVAL {
-		return errno // EINVAL: a kernel before 5.18, which reseeds by itself
-	}
-	return nil
-}
-
-func setHostname(name string) error {
-	old, _ := os.Hostname()
-	if err := unix.Sethostname([]byte(name)); err != nil {
-		return err
-	}
-	if err := os.WriteFile("/etc/hostname", []byte(name+"\n"), 0o644); err != nil {
-		return err
-	}
-	hosts, err := os.ReadFile("/etc/hosts")
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return os.WriteFile("/etc/hosts", []byte(renameHost(string(hosts), old, name)), 0o644)
-}
-
-// renameHost makes name resolve to loopback in the text of /etc/hosts. The line
-// of the old name, if we wrote one, is replaced.
-func renameHost(hosts, old, name string) string {
-	var out []string
-	localhost := false
-	for line := range strings.Lines(hosts) {
-		f := strings.Fields(line)
-		if len(f) >= 2 && f[0] == "127.0.1.1" && (f[1] == old || f[1] == name) {
-			continue
-		}
-		localhost = localhost || (len(f) >= 2 && f[0] == "127.0.0.1")
-		out = append(out, strings.TrimSuffix(line, "\n"))
-	}
-	if !localhost {
-		out = append(out, "127.0.0.1\tlocalhost")
-	}
-	return strings.Join(append(out, "127.0.1.1\t"+name), "\n") + "\n"
 }
 
 // authorityBundles are where distributions keep the trusted certificates.

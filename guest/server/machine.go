@@ -4,20 +4,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/atoll-run/atoll/guest/wire"
 )
 
-// This file answers the calls that only the maker of the machine can make, on
-// serial.MachinePort. They need no token, which the runtime does not know.
+// This file answers what only the maker of the machine can ask: one question on the
+// serial port, wire.Machine, and these calls on serial.MachinePort. They need no
+// token, which the runtime does not know.
 //
-//	POST /machine         wire.Machine; 204 when all is done
 //	GET  /load            wire.MachineLoad
 //	GET  /changes         what was written to the root, as an OCI layer
 
@@ -26,7 +26,6 @@ type ChangesFunc func(ctx context.Context, w io.Writer) error
 
 func (s *Server) machineHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /machine", s.machine)
 	mux.HandleFunc("GET /changes", s.changes)
 	mux.HandleFunc("GET /load", s.load)
 	return mux
@@ -45,40 +44,45 @@ func (s *Server) load(w http.ResponseWriter, _ *http.Request) {
 	_ = json.NewEncoder(w).Encode(out) // the caller may have gone
 }
 
-func (s *Server) machine(w http.ResponseWriter, r *http.Request) {
-	var in wire.Machine
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in); err != nil {
-		writeError(w, http.StatusBadRequest, "the body is not valid JSON: "+err.Error())
-		return
+// becomeMachine answers the question on the serial port, in a straight line: an
+// emulated clone has translated none of this yet, and its maker waits.
+func (s *Server) becomeMachine(question []byte, rest func()) (answer []byte) {
+	in, err := wire.ParseMachine(question)
+	if err == nil && (in.Hostname != "" && !validHostname(in.Hostname) || len(in.Entropy) > maxEntropy) {
+		err = errors.New("hostname or entropy out of bounds")
 	}
-	if in.Hostname != "" && !validHostname(in.Hostname) || len(in.Entropy) > maxEntropy || in.Pids < 0 {
-		writeError(w, http.StatusBadRequest, "hostname, entropy or pids out of bounds")
-		return
+	if err == nil {
+		err = s.identify(in)
 	}
-	if err := errors.Join(identify(in), s.limitPids(in.Pids)); err != nil {
-		writeError(w, statusOf(err), err.Error())
-		return
+	if err == nil {
+		err = s.limitPids(in.Pids)
 	}
-	w.WriteHeader(http.StatusNoContent)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	if in.Rest && rest != nil {
+		rest()
+	}
+	return nil
 }
 
 // identify makes the machine what in says. The random numbers come first: what
 // follows may use them.
-func identify(in wire.Machine) error {
+func (s *Server) identify(in wire.Machine) error {
 	var errs []error
 	if len(in.Entropy) > 0 {
-		errs = append(errs, addEntropy(in.Entropy))
+		errs = append(errs, s.own.addEntropy(in.Entropy))
 	}
-	if in.Time != nil {
-		errs = append(errs, setClock(*in.Time))
+	if !in.Time.IsZero() {
+		errs = append(errs, setClock(in.Time))
 	}
 	if in.Hostname != "" {
-		errs = append(errs, setHostname(in.Hostname))
+		errs = append(errs, s.own.setHostname(in.Hostname))
 	}
 	if in.Network != nil {
 		errs = append(errs, configure(*in.Network))
 		if in.Network.Resolver.IsValid() {
-			errs = append(errs, os.WriteFile("/etc/resolv.conf", fmt.Appendf(nil, "nameserver %s\n", in.Network.Resolver), 0o644))
+			errs = append(errs, s.own.setResolver(in.Network.Resolver.String()))
 		}
 	}
 	return errors.Join(errs...)
@@ -88,6 +92,16 @@ func identify(in wire.Machine) error {
 // all are kept for itself and for the agent.
 const pidsReserve = 200
 
+// maxThreads is how many processes and threads the kernel can have, which is for good
+// when the machine has booted.
+var maxThreads = sync.OnceValues(func() (int, error) {
+	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
+})
+
 // limitPids bounds processes and threads but the agent's own. 0 changes nothing.
 func (s *Server) limitPids(limit int) error {
 	if limit == 0 {
@@ -96,11 +110,7 @@ func (s *Server) limitPids(limit int) error {
 	if s.PidsMax == nil {
 		return errors.New("this machine's kernel cannot bound processes: it has no control groups for them")
 	}
-	text, err := os.ReadFile("/proc/sys/kernel/threads-max")
-	if err != nil {
-		return err
-	}
-	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	most, err := maxThreads()
 	if err != nil {
 		return err
 	}

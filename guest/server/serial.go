@@ -14,8 +14,11 @@ import (
 
 // ServeSerial answers on the one port that leads out of a machine, until reading
 // it fails: the protocol, the calls of the machine's maker, and connections to
-// any port on loopback.
-func (s *Server) ServeSerial(port io.ReadWriter) error {
+// any port on loopback. rest is called when the machine is about to be frozen; nil does
+// nothing.
+func (s *Server) ServeSerial(port io.ReadWriter, rest func()) error {
+	s.own.keep = true   // not read yet
+	_, _ = maxThreads() // a clone need not ask
 	agent, maker := newQueue(), newQueue()
 	defer agent.Close()
 	defer maker.Close()
@@ -34,7 +37,7 @@ func (s *Server) ServeSerial(port io.ReadWriter) error {
 			return maker.put, nil
 		}
 		return dialPort(port)
-	}).Serve()
+	}, func(question []byte) []byte { return s.becomeMachine(question, rest) }).Serve()
 }
 
 // dialPort connects to a port on loopback and returns what joins a connection with that.

@@ -64,6 +64,7 @@ const (
 type Server struct {
 	Config
 	settings  settings
+	own       ownFiles
 	reaper    *reaper
 	processes processTab
 	watchers  watcherTab

@@ -1,7 +1,11 @@
 package wire
 
 import (
+	"bytes"
+	"net/netip"
+	"reflect"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -36,6 +40,42 @@ func FuzzSignature(f *testing.F) {
 		}
 		if expires != "" && s.Verify("token", path, OpRead, user, 1<<62) == "" {
 			t.Fatalf("%+v never expires", s)
+		}
+	})
+}
+
+// FuzzMachine has any bytes be a machine's identity, and writes what was read again.
+func FuzzMachine(f *testing.F) {
+	whole := Machine{
+		Time: time.Unix(0, 1234567890123456789), Entropy: []byte("seed"), Hostname: "name", Pids: 7, Rest: true,
+		Network: &MachineNetwork{
+			MAC: "52:54:00:12:34:99", MTU: 1400, Address: netip.MustParsePrefix("10.1.2.3/24"),
+			Gateway: netip.MustParseAddr("10.1.2.1"), Resolver: netip.MustParseAddr("10.1.2.2"),
+		},
+	}
+	data, err := whole.AppendBinary(nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	if back, err := ParseMachine(data); err != nil || !reflect.DeepEqual(back, whole) {
+		f.Fatalf("%+v becomes %+v, %v", whole, back, err)
+	}
+	f.Add(data)
+	if data, err = (Machine{}).AppendBinary(nil); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := ParseMachine(data)
+		if err != nil {
+			return
+		}
+		again, err := m.AppendBinary(nil)
+		if err != nil {
+			return // longer than what is ever written
+		}
+		if back, err := ParseMachine(again); err != nil || m.Network != nil && !bytes.Equal(again, data) || back.Hostname != m.Hostname {
+			t.Fatalf("%x becomes %x, %v", data, again, err)
 		}
 	})
 }

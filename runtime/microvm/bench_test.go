@@ -2,6 +2,8 @@ package microvm_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -38,7 +40,7 @@ func BenchmarkStart(b *testing.B) {
 			if err := r.Create(b.Context(), first); err != nil {
 				b.Fatal(err)
 			}
-			var times []time.Duration
+			var times, work []time.Duration
 			for i := 0; b.Loop(); i++ {
 				s := spec(b, fmt.Sprintf("s%d", i))
 				s.Labels = map[string]string{microvm.LabelStart: how}
@@ -52,13 +54,37 @@ func BenchmarkStart(b *testing.B) {
 					b.Fatal(err)
 				}
 				times = append(times, time.Since(begin))
+				work = append(work, processorTime(b, r.MonitorPID(s.ID)))
 				if err := r.Destroy(b.Context(), s.ID); err != nil {
 					b.Fatal(err)
 				}
 			}
 			report(b, times)
+			slices.Sort(work)
+			b.ReportMetric(float64(work[len(work)/2].Microseconds())/1000, "cpu-ms")
 		})
 	}
+}
+
+// processorTime is what a process took of the processors since it began.
+func processorTime(b *testing.B, pid int) (total time.Duration) {
+	b.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		var ns int64
+		if _, err := fmt.Sscan(string(text), &ns); err != nil {
+			b.Fatal(err)
+		}
+		total += time.Duration(ns)
+	}
+	return total
 }
 
 // BenchmarkForkPause measures for how long a snapshot holds up an idle machine of

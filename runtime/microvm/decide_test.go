@@ -58,6 +58,48 @@ func TestMemoryIsPromisedUpToAFactorAndWhileThereIsSome(t *testing.T) {
 	}
 }
 
+// conformance: FR5.3
+func TestIdleGuestsGiveWhatTheHostLacks(t *testing.T) {
+	const mib = 1 << 20
+	guest := func(given, available, held int64, idle bool) guestMemory {
+		return guestMemory{size: 1024 * mib, given: given * mib, available: available * mib, held: held * mib, idle: idle}
+	}
+	full := guest(1024, 900, 700, true) // could do without 900, keeps 128; 576 of these are really held
+	for name, c := range map[string]struct {
+		available int64 // MiB, of 8192
+		guests    []guestMemory
+		want      []int64 // MiB
+	}{
+		"enough: nobody gives":              {4000, []guestMemory{full}, []int64{1024}},
+		"too little: the idle give":         {1000, []guestMemory{full, guest(1024, 900, 700, false)}, []int64{252, 1024}},
+		"no more than is lacking":           {1000, []guestMemory{full, full, full, full}, []int64{252, 252, 1024, 1024}},
+		"whoever holds most first":          {1000, []guestMemory{guest(1024, 900, 200, true), full, full}, []int64{1024, 252, 252}},
+		"unknown: left alone":               {1000, []guestMemory{guest(1024, -1, 700, true)}, []int64{1024}},
+		"nothing held: nothing to be had":   {1000, []guestMemory{guest(1024, 900, 120, true)}, []int64{1024}},
+		"in between: all stay":              {1500, []guestMemory{guest(252, -1, 100, true), full}, []int64{252, 1024}},
+		"enough again: all get back":        {4000, []guestMemory{guest(252, -1, 100, true)}, []int64{1024}},
+		"who works again gets back":         {1000, []guestMemory{guest(252, 128, 100, false)}, []int64{1024}},
+		"who has little left gets back":     {1000, []guestMemory{guest(252, 30, 220, true)}, []int64{1024}},
+		"who gave already gives no further": {1000, []guestMemory{guest(252, 128, 200, true)}, []int64{252}},
+	} {
+		for i, got := range shareMemory(memoryInfo{8192 * mib, c.available * mib}, c.guests) {
+			if got != c.want[i]*mib {
+				t.Errorf("%s: guest %d may use %d MiB, want %d", name, i, got/mib, c.want[i])
+			}
+		}
+	}
+	many := slices.Repeat([]guestMemory{full}, 3*balloonsAtOnce)
+	given := 0
+	for i, got := range shareMemory(memoryInfo{1 << 40, 0}, many) {
+		if got < many[i].given {
+			given++
+		}
+	}
+	if given != balloonsAtOnce {
+		t.Errorf("%d guests give at once, want %d", given, balloonsAtOnce)
+	}
+}
+
 func TestChangesGoWhereTheyCostLeast(t *testing.T) {
 	base, few, many := pageFile{Digest: "b"}, pageFile{Digest: "f", Bytes: writtenDelta}, pageFile{Digest: "m", Bytes: writtenDelta + 1}
 	if o := place(origin{Base: []pageFile{base}, Delta: &few}); o.Delta == nil || len(o.Base) != 1 {

@@ -60,3 +60,21 @@ func (r *Runtime) Plan(dir string) []uint32 {
 	m := r.readModel(dir)
 	return m.Plan()
 }
+
+// ShareMemory has guests give and take as on a host with so much memory.
+func (r *Runtime) ShareMemory(ctx context.Context, total, available int64) {
+	r.balloons.round(ctx, memoryInfo{total: total, available: available})
+}
+
+// Given is how much of its memory a sandbox's guest may use now.
+func (r *Runtime) Given(ctx context.Context, id string) (int64, error) {
+	b, err := r.boxes.Find("test", id)
+	if err != nil {
+		return 0, err
+	}
+	v, err := b.Live("test", "running")
+	if err != nil {
+		return 0, err
+	}
+	return v.machine.Given(ctx)
+}

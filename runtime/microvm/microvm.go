@@ -81,6 +81,7 @@ type Runtime struct {
 	memories  *memories
 	pagers    *pagers
 	pool      *pool
+	balloons  *balloons
 	step      func(name string) // called between the steps of a snapshot and a fork; tests end the process there
 
 	preparing chan struct{} // holds one token while prepare is at work
@@ -161,6 +162,7 @@ func (r *Runtime) open(ctx context.Context) error {
 		return err
 	}
 	r.pool = newPool(r, r.cfg.Prewarm)
+	r.balloons = newBalloons(r)
 	return nil
 }
 
@@ -208,6 +210,7 @@ func (r *Runtime) Close() error {
 	if !r.boxes.Shut() {
 		return nil
 	}
+	r.balloons.close()
 	r.pool.close()
 	r.templates.close()
 	r.pagers.stopLearning()

@@ -20,7 +20,7 @@ const (
 	// manifestName is our description of a snapshot, written last: a directory
 	// without it is none.
 	manifestName   = "microvm.json"
-	manifestFormat = 1
+	manifestFormat = 2
 
 	// writtenDelta is the size in bytes up to which a delta is written into each
 	// machine that is restored. A larger one becomes part of a memory that all of

@@ -262,6 +262,12 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 		err = sleep(ctx, settleTime)
 	}
 	if err == nil {
+		err = v.tell(ctx, wire.Machine{Rest: true})
+	}
+	if err == nil {
+		err = sleep(ctx, restTime)
+	}
+	if err == nil {
 		err = v.machine.Pause(ctx)
 	}
 	if err == nil {
@@ -281,8 +287,13 @@ func (t *templates) freeze(ctx context.Context, dir, root string, o origin) (bas
 	return []pageFile{p}, nil
 }
 
-// settleTime is how long a machine is left alone before it becomes a template.
-const settleTime = time.Second
+const (
+	// settleTime is how long a machine is left alone before it becomes a template.
+	settleTime = time.Second
+	// restTime is how long its agent rests then. At first the thread of Go that
+	// watches over the others looks after them every 20 µs.
+	restTime = 50 * time.Millisecond
+)
 
 func sleep(ctx context.Context, d time.Duration) error {
 	select {
@@ -294,12 +305,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // nobodys is the spec of a machine that belongs to nobody yet.
-var nobodys = sandbox.Spec{ID: "template", Link: &sandbox.Link{
+var nobodys = sandbox.Spec{Link: &sandbox.Link{
 	Address: netip.MustParsePrefix("192.0.2.2/30"), Gateway: netip.MustParseAddr("192.0.2.1"), // for documentation only
 }}
 
-// warmUpRounds is how often a machine is asked what it will be asked later.
-const warmUpRounds = 2
+// nobodysMTU is the size of its packets, bytes: small, so that its network gets another.
+const nobodysMTU = 1280
+
+// nobodysNames are what it is called, one after the other, which is how often it is
+// asked what it will be asked later. The last is as short as can be, so that no file
+// that holds it is to be cut when a sandbox gets its own.
+var nobodysNames = []string{"nobodys-sandbox", "n"}
 
 // warmUp asks the guest for what it will be asked later. The first time costs
 // several times what later ones do: memory is touched, which clones then share,
@@ -315,13 +331,13 @@ func (v *vm) warmUp(ctx context.Context) error {
 	if v.tap == "" {
 		spec.Link = nil
 	}
-	for range warmUpRounds {
-		if err := v.identify(ctx, spec, 0, 0); err != nil {
+	for _, spec.ID = range nobodysNames {
+		if err := v.identify(ctx, spec, math.MaxInt32, nobodysMTU); err != nil { // as many processes as its kernel can have
 			return err
 		}
 		// Without a token or an environment, which whoever makes a sandbox of it sets.
 		now := time.Now()
-		if err := g.Init(ctx, wire.Init{Hostname: nobodys.ID, Timestamp: &now}); err != nil {
+		if err := g.Init(ctx, wire.Init{Hostname: spec.ID, Timestamp: &now}); err != nil {
 			return err
 		}
 		g.WarmUp(ctx)

@@ -146,13 +146,15 @@ func (r *Runtime) cold(ctx context.Context, dir, groupName, root string, o origi
 // bytes: its own heap, translated code, and pages of the disk's file.
 const monitorMemory = 128 << 20
 
-// limits bounds the group of a machine.
+// limits bounds the group of a machine. The guest's memory counts twice: where the
+// template's is a hole, the host's kernel fills that in with zeros before it copies
+// it for whoever writes there first, and that one's group is charged with both.
 func limits(res sandbox.Resources) cgroup.Limits {
 	const tasks = 64 // threads of the monitor
-	return cgroup.Limits{CPUs: res.CPUs, Memory: res.Memory + monitorMemory, Tasks: tasks}
+	return cgroup.Limits{CPUs: res.CPUs, Memory: 2*res.Memory + monitorMemory, Tasks: tasks}
 }
 
-// load gives a machine that waits its state and reaches its guest.
+// load gives a machine that waits its state, with which it runs.
 func (v *vm) load(ctx context.Context, o origin) error {
 	if o.Delta != nil {
 		if err := o.Delta.readPages(v.dir, o.Shape.Memory, v.machine.WritePages); err != nil {
@@ -164,11 +166,7 @@ func (v *vm) load(ctx context.Context, o origin) error {
 		return err
 	}
 	defer f.Close()
-	if err := v.machine.Load(ctx, f); err != nil {
-		return err
-	}
-	_, err = v.reach(ctx)
-	return err
+	return v.machine.Load(ctx, f)
 }
 
 // reachTimeout bounds how long a guest may take to answer on its port, also while
@@ -180,29 +178,63 @@ const reachTimeout = 60 * time.Second
 func (v *vm) reach(ctx context.Context) (*serial.Session, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.session != nil {
-		select {
-		case <-v.session.Done():
-			v.session.Close()
-			v.session = nil
-		default:
-			return v.session, nil
-		}
+	if s := v.living(); s != nil {
+		return s, nil
 	}
+	err := v.open(ctx, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) { return serial.Open(ctx, conn) })
+	return v.session, err
+}
+
+// ask puts a question to the guest, as the first that it hears of us if we have no
+// session yet: a clone is reached and told who it is by one message.
+func (v *vm) ask(ctx context.Context, question []byte) (answer []byte, err error) {
+	v.mu.Lock()
+	s := v.living()
+	if s == nil {
+		defer v.mu.Unlock()
+		err := v.open(ctx, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) {
+			s, answer, err = serial.OpenAsking(ctx, conn, question)
+			return s, err
+		})
+		return answer, err
+	}
+	v.mu.Unlock()
+	if answer, err = s.Ask(ctx, question); err != nil {
+		return nil, v.explain(err)
+	}
+	return answer, nil
+}
+
+// living returns the session, nil when there is none or it has ended; v.mu is held.
+func (v *vm) living() *serial.Session {
+	if v.session == nil {
+		return nil
+	}
+	select {
+	case <-v.session.Done():
+		v.session.Close()
+		v.session = nil
+	default:
+	}
+	return v.session
+}
+
+// open makes the session by what begin does on the guest's port; v.mu is held.
+func (v *vm) open(ctx context.Context, begin func(context.Context, net.Conn) (*serial.Session, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
 	ctx, stop := v.whileAlive(ctx)
 	defer stop()
 	conn, err := v.machine.Serial()
 	if err != nil {
-		return nil, v.explain(err)
+		return v.explain(err)
 	}
-	s, err := serial.Open(ctx, conn)
+	s, err := begin(ctx, conn)
 	if err != nil {
-		return nil, v.explain(err)
+		return v.explain(err)
 	}
 	v.session = s
-	return s, nil
+	return nil
 }
 
 // whileAlive ends the context when the machine ends.
@@ -249,8 +281,7 @@ func (v *vm) maker() *guest.Client {
 // numbers, an old clock, and another's name and address; and how many processes
 // there may be, which only its own kernel can count.
 func (v *vm) identify(ctx context.Context, spec sandbox.Spec, pids, mtu int) error {
-	now := time.Now()
-	in := wire.Machine{Time: &now, Entropy: make([]byte, 64), Hostname: spec.Hostname, Pids: pids}
+	in := wire.Machine{Time: time.Now(), Entropy: make([]byte, 64), Hostname: spec.Hostname, Pids: pids}
 	_, _ = rand.Read(in.Entropy) // never fails since Go 1.24
 	if in.Hostname == "" {
 		in.Hostname = spec.ID
@@ -260,9 +291,20 @@ func (v *vm) identify(ctx context.Context, spec sandbox.Spec, pids, mtu int) err
 	}
 	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 	defer cancel()
-	g := v.maker()
-	defer g.CloseIdle()
-	return g.Machine(ctx, in)
+	return v.tell(ctx, in)
+}
+
+// tell has the guest become what in says.
+func (v *vm) tell(ctx context.Context, in wire.Machine) error {
+	question, err := in.AppendBinary(nil)
+	if err != nil {
+		return err
+	}
+	answer, err := v.ask(ctx, question)
+	if err == nil && len(answer) > 0 {
+		err = fmt.Errorf("the guest says: %.500q", answer)
+	}
+	return err
 }
 
 // join gives the machine the sandbox's network and limits.
@@ -303,10 +345,7 @@ func (v *vm) hangUp() {
 func (v *vm) setClock(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	now := time.Now()
-	g := v.maker()
-	defer g.CloseIdle()
-	return g.Machine(ctx, wire.Machine{Time: &now})
+	return v.tell(ctx, wire.Machine{Time: time.Now()})
 }
 
 // move says that the machine's directory has another name now.

@@ -88,7 +88,7 @@ func identify(t *testing.T, m *microvmtest.Machine) {
 	t.Helper()
 	then := time.Date(2040, 5, 6, 7, 8, 9, 0, time.UTC)
 	in := wire.Machine{
-		Time: &then, Entropy: bytes.Repeat([]byte("seed"), 16), Hostname: "other",
+		Time: then, Entropy: bytes.Repeat([]byte("seed"), 16), Hostname: "other",
 		Network: &wire.MachineNetwork{
 			MAC: "52:54:00:12:34:99", Address: netip.MustParsePrefix("10.1.2.3/24"), MTU: 1400,
 			Gateway: netip.MustParseAddr("10.1.2.1"), Resolver: netip.MustParseAddr("10.1.2.1"),
@@ -96,8 +96,12 @@ func identify(t *testing.T, m *microvmtest.Machine) {
 	}
 	for range 2 { // the second time it is a change, as in a fork
 		began := time.Now()
-		if err := m.Maker.Machine(t.Context(), in); err != nil {
+		question, err := in.AppendBinary(nil)
+		if err != nil {
 			t.Fatal(err)
+		}
+		if answer, err := m.Port.Ask(t.Context(), question); err != nil || len(answer) > 0 {
+			t.Fatalf("%q, %v", answer, err)
 		}
 		t.Logf("measured: FR5.2 another identity within %d us", time.Since(began).Microseconds())
 		in.Network.Address = netip.MustParsePrefix("10.1.3.4/30")

@@ -141,6 +141,16 @@ type Machine interface {
 	// machine go on. It may be called at any time.
 	Stay(ctx context.Context) error
 
+	// Given is how much of its memory, in bytes, the guest may use now, and Give asks
+	// it to use so much: less, and it gives what it can do without back to the host
+	// little by little; it takes that again by itself before it runs out of memory.
+	Given(ctx context.Context) (int64, error)
+	Give(ctx context.Context, size int64) error
+
+	// Available asks the guest how much of its memory it could do without, what it
+	// holds of its files included, in bytes. It takes some seconds.
+	Available(ctx context.Context) (int64, error)
+
 	// Ended is closed when the guest or the monitor has ended; Cause then says
 	// why, in words for the user.
 	Ended() <-chan struct{}
