@@ -21,12 +21,6 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// The disks of a machine, in the order in which it has them.
-const (
-	rootDisk = iota
-	ownDisk
-)
-
 // vm is one machine with all that it needs of its host.
 type vm struct {
 	dir     string
@@ -35,6 +29,12 @@ type vm struct {
 	tap     string // name of its device; empty without network
 	paged   *paged // serves its memory; nil: all of it is there
 	from    string // directory of the snapshot, when paged is not nil and not adopted
+
+	// bare says that it has no agent; link is then its network, nil for none.
+	bare bool
+	link *sandbox.Link
+
+	console sync.Mutex // held while the file with what its console said is used
 
 	released sync.Once // paged was
 
@@ -48,7 +48,7 @@ type origin struct {
 	Shape  shape      `json:"shape"`
 	Base   []pageFile `json:"base"`            // make the memory that it maps; none: all zeros
 	Delta  *pageFile  `json:"delta,omitempty"` // written into its own memory; nil: nothing
-	Layers []string   `json:"layers"`          // of its disk, upon the empty file system
+	Layers []string   `json:"layers"`          // of its disk, upon the empty file system or the image
 }
 
 // start is how a machine starts.
@@ -71,23 +71,15 @@ func layerName(i int) string { return fmt.Sprintf("disk%d.qcow2", i) }
 // spawn leaves no process and no group.
 func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o origin, memory *os.File, how start) (v *vm, err error) {
 	s := o.Shape
-	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName)}
-	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), s.Disk)
-	if err != nil {
-		return nil, err
-	}
-	layers := []string{empty}
-	for _, name := range o.Layers {
-		layers = append(layers, filepath.Join(dir, name))
-	}
+	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName), bare: s.Bare}
 	c := vmm.Config{
 		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, Shared: how == asTemplate, CPUs: s.CPUs, MAC: guestMAC,
-		Disks: []vmm.Disk{
-			{Serial: wire.DiskRoot, Layers: []string{root}},
-			{Serial: wire.DiskOverlay, Layers: layers, Writable: true},
-		},
+		PC: s.PC, Boot: s.PC && how != waiting,
 	}
-	if how != waiting {
+	if c.Disks, err = r.disks(ctx, dir, root, o); err != nil {
+		return nil, err
+	}
+	if how != waiting && !s.PC {
 		k, err := r.prepare(ctx)
 		if err != nil {
 			return nil, err
@@ -112,6 +104,22 @@ func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o orig
 		return nil, errors.Join(err, v.group.Remove())
 	}
 	return v, nil
+}
+
+// disks are those of a machine, in the order in which it has them.
+func (r *Runtime) disks(ctx context.Context, dir, root string, o origin) ([]vmm.Disk, error) {
+	var layers []string
+	for _, name := range o.Layers {
+		layers = append(layers, filepath.Join(dir, name))
+	}
+	if o.Shape.PC {
+		return r.fullDisks(dir, root, layers, o.Shape)
+	}
+	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), o.Shape.Disk)
+	return []vmm.Disk{
+		{Serial: wire.DiskRoot, Layers: []string{root}},
+		{Serial: wire.DiskOverlay, Layers: append([]string{empty}, layers...), Writable: true},
+	}, err
 }
 
 // clone starts a machine from what its origin, in dir, describes, but does not
@@ -178,6 +186,10 @@ const reachTimeout = 60 * time.Second
 // reach returns the session with the guest, which is made when there is none or
 // when it has ended.
 func (v *vm) reach(ctx context.Context) (*serial.Session, error) {
+	return v.reachWithin(ctx, reachTimeout)
+}
+
+func (v *vm) reachWithin(ctx context.Context, timeout time.Duration) (*serial.Session, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.session != nil {
@@ -189,7 +201,7 @@ func (v *vm) reach(ctx context.Context) (*serial.Session, error) {
 			return v.session, nil
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	ctx, stop := v.whileAlive(ctx)
 	defer stop()
@@ -225,6 +237,9 @@ const dialTimeout = 10 * time.Second
 func (v *vm) Dial(ctx context.Context, port int) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	if v.bare {
+		return v.dialLink(ctx, port)
+	}
 	return v.dial(ctx, port)
 }
 

@@ -19,6 +19,9 @@ type Seed struct {
 	UserData      []byte // "#cloud-config" or a script; empty: nothing to do
 	MetaData      []byte // see MetaData
 	NetworkConfig []byte // see NetworkConfig; nil: DHCP, as cloud-init does by itself
+	// VendorData is what the machine's maker has to say besides the user; nil:
+	// nothing. See AgentData.
+	VendorData []byte
 }
 
 // maxSeed bounds the bytes of one file of a seed.
@@ -28,10 +31,13 @@ const maxSeed = 1 << 20
 // a disk that it cannot write. It replaces what is at path.
 func WriteSeed(path string, s Seed) error {
 	const op = "disk.WriteSeed"
-	// In the order of their names, as a directory has to be.
-	files := []isoFile{{"meta-data", s.MetaData}, {"user-data", s.UserData}}
+	files := []isoFile{{"meta-data", s.MetaData}} // in the order of their names, as a directory has to be
 	if s.NetworkConfig != nil {
-		files = []isoFile{files[0], {"network-config", s.NetworkConfig}, files[1]}
+		files = append(files, isoFile{"network-config", s.NetworkConfig})
+	}
+	files = append(files, isoFile{"user-data", s.UserData})
+	if s.VendorData != nil {
+		files = append(files, isoFile{"vendor-data", s.VendorData})
 	}
 	for _, f := range files {
 		if len(f.data) > maxSeed {
@@ -49,6 +55,9 @@ func MetaData(instance, hostname string) ([]byte, error) {
 	// JSON is YAML, and needs no care with quotes.
 	return json.Marshal(map[string]string{"instance-id": instance, "local-hostname": hostname})
 }
+
+// NoNetwork tells cloud-init to configure no network.
+var NoNetwork = []byte(`{"version":2,"ethernets":{}}`)
 
 // NetworkConfig tells cloud-init the address of the machine's interface, which it
 // finds by the MAC address.

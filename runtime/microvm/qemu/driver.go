@@ -170,7 +170,7 @@ func (d *Driver) start(ctx context.Context, c vmm.Config) (m *machine, err error
 
 // plan opens what QEMU gets.
 func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
-	cmd := command{acceleration: d.accel, port: c.Port, size: c.Size, shared: c.Shared, cpus: c.CPUs, mac: c.MAC}
+	cmd := command{acceleration: d.accel, port: c.Port, size: c.Size, shared: c.Shared, cpus: c.CPUs, mac: c.MAC, pc: c.PC, boot: c.Boot}
 	for name, to := range map[string]*int{controlName: &cmd.control, serialName: &cmd.serial} {
 		l, err := listen(c.Dir, name)
 		if err != nil {
@@ -206,7 +206,7 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 			}
 			layers = append(layers, l)
 		}
-		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers})
+		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers, disk.QCOW2})
 	}
 	return cmd, nil
 }
