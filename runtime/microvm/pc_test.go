@@ -1,6 +1,7 @@
 package microvm_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/atoll-run/atoll/runtime/microvm"
 	"github.com/atoll-run/atoll/runtime/microvm/microvmtest"
 	"github.com/atoll-run/atoll/runtime/runtimetest"
 	"github.com/atoll-run/atoll/sandbox"
@@ -23,6 +25,17 @@ func diskSpec(t *testing.T, id, path string, n byte) sandbox.Spec {
 		ID: id, Hostname: "vm-" + id, Root: sandbox.Root{Kind: sandbox.RootDisk, Path: path, Digest: "blake3:" + id},
 		Resources: sandbox.Resources{Memory: 384 << 20, Disk: 2 << 30}, Network: sandbox.NetworkSandbox, Link: runtimetest.NewLink(t, n),
 	}
+}
+
+// tellConsole shows the end of a machine's console when the test has failed.
+func tellConsole(t *testing.T, r *microvm.Runtime, id string) {
+	if !t.Failed() {
+		return
+	}
+	all, _ := r.List(context.Background())
+	t.Logf("%+v", all)
+	text, _, err := r.Console(context.Background(), id, 0)
+	t.Logf("the console of %s, %v: %s", id, err, text[max(0, len(text)-8000):])
 }
 
 // conformance: V6 FR5.2
@@ -41,6 +54,7 @@ func TestACloudImageBootsWithTheAgentAndIsForked(t *testing.T) {
 	t.Cleanup(func() { destroyAll(t, r) })
 	s := diskSpec(t, "whole", path, 1)
 	s.Boot = &sandbox.Boot{UserData: []byte("#cloud-config\nwrite_files:\n- {path: /etc/told, content: by the user}\nruncmd:\n- echo ran > /etc/ran\n")}
+	t.Cleanup(func() { tellConsole(t, r, s.ID) })
 	begin := time.Now()
 	if err := r.Create(t.Context(), s); err != nil {
 		t.Fatal(err)

@@ -73,9 +73,12 @@ func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o orig
 	s := o.Shape
 	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName), bare: s.Bare}
 	c := vmm.Config{
-		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, Shared: how == asTemplate, CPUs: s.CPUs, MAC: guestMAC,
+		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, CPUs: s.CPUs, MAC: guestMAC,
 		PC: s.PC, Boot: s.PC && how != waiting,
 	}
+	// What a machine writes to memory of its own that it maps privately is there
+	// twice: the file's page is made too.
+	c.Shared = how == asTemplate || c.Boot
 	if c.Disks, err = r.disks(ctx, dir, root, o); err != nil {
 		return nil, err
 	}

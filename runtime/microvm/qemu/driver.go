@@ -154,7 +154,7 @@ func (d *Driver) start(ctx context.Context, c vmm.Config) (m *machine, err error
 	if err != nil {
 		return nil, errors.Join(err, serial.Close(), control.Close())
 	}
-	p, err := spawn(c.Group, d.program, cmd.arguments(), f.list, words, d.kvm)
+	p, err := spawn(c.Group, d.program, cmd.arguments(), f.list, words, d.kvm, c.Boot)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start QEMU: %w", err), serial.Close(), control.Close(), words.Close())
 	}

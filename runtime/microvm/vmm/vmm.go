@@ -111,7 +111,8 @@ type Machine interface {
 	SaveDevices(ctx context.Context, to *os.File) error
 
 	// Changed finds the pages that a paused machine has changed of the memory it
-	// was started with, in ascending order.
+	// was started with, in ascending order. Of a Shared one these are all that are
+	// not zeros for want of a page.
 	Changed() ([]Run, error)
 
 	// Touched finds the pages that the machine has read or changed since it
