@@ -118,10 +118,11 @@ func writeSeed(dir string, spec sandbox.Spec) error {
 	return disk.WriteSeed(filepath.Join(dir, seedName), s)
 }
 
-// networkConfig gives a machine the address of its link; without one, no network.
+// networkConfig gives a machine the address of its link; nil without one, when it has
+// no device that could have any.
 func networkConfig(link *sandbox.Link) ([]byte, error) {
 	if link == nil {
-		return disk.NoNetwork, nil
+		return nil, nil
 	}
 	mtu, err := linkMTU(link)
 	if err != nil {

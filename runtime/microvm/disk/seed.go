@@ -56,28 +56,23 @@ func MetaData(instance, hostname string) ([]byte, error) {
 	return json.Marshal(map[string]string{"instance-id": instance, "local-hostname": hostname})
 }
 
-// NoNetwork tells cloud-init to configure no network.
-var NoNetwork = []byte(`{"version":2,"ethernets":{}}`)
-
 // NetworkConfig tells cloud-init the address of the machine's interface, which it
-// finds by the MAC address.
+// finds by the MAC address. It is in the form that all systems' ways of configuring a
+// network know how to follow to the default route.
 func NetworkConfig(n wire.MachineNetwork) ([]byte, error) {
 	if n.MAC == "" || !n.Address.IsValid() {
 		return nil, sandbox.Errorf("disk.NetworkConfig", sandbox.Invalid, "", "a network without a MAC address or an address")
 	}
-	eth := map[string]any{
-		"match":     map[string]any{"macaddress": n.MAC},
-		"set-name":  "eth0",
-		"addresses": []string{n.Address.String()},
+	subnet := map[string]any{"type": "static", "address": n.Address.String()}
+	if n.Gateway.IsValid() {
+		subnet["gateway"] = n.Gateway
 	}
+	if n.Resolver.IsValid() {
+		subnet["dns_nameservers"] = []any{n.Resolver}
+	}
+	eth := map[string]any{"type": "physical", "name": "eth0", "mac_address": n.MAC, "subnets": []any{subnet}}
 	if n.MTU != 0 {
 		eth["mtu"] = n.MTU
 	}
-	if n.Gateway.IsValid() {
-		eth["routes"] = []map[string]any{{"to": "0.0.0.0/0", "via": n.Gateway}}
-	}
-	if n.Resolver.IsValid() {
-		eth["nameservers"] = map[string]any{"addresses": []any{n.Resolver}}
-	}
-	return json.Marshal(map[string]any{"version": 2, "ethernets": map[string]any{"eth0": eth}})
+	return json.Marshal(map[string]any{"version": 1, "config": []any{eth}})
 }
