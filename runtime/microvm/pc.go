@@ -81,9 +81,10 @@ func checkDisk(op string, spec sandbox.Spec, res sandbox.Resources) error {
 	if err != nil {
 		return sandbox.E(op, "", spec.ID, err)
 	}
+	const mib = 1 << 20
 	if size := disk.Round(res.Disk); size < img.Size || size > fulldisk.MaxSize {
-		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "a disk of %d MiB, and the image has one of %d MiB; %d MiB are possible", res.Disk>>20, (img.Size+1<<20-1)>>20, int64(fulldisk.MaxSize)>>20).
-			WithHint("ask for a disk that is not smaller than the image's")
+		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "a disk of %d MiB; the image's has %d MiB, and it can grow to %d", res.Disk/mib, (img.Size+mib-1)/mib, int64(fulldisk.MaxSize)/mib).
+			WithHint("leave --disk out, or ask for as much as the image's has")
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func TestACloudImageBootsWithTheAgentAndIsForked(t *testing.T) {
 
 // forkDisk forks a machine and sees that both go on, each with a disk, a name and an
 // address of its own.
-func forkDisk(t *testing.T, r sandbox.Runtime, s sandbox.Spec) {
+func forkDisk(t *testing.T, r *microvm.Runtime, s sandbox.Spec) {
 	t.Helper()
 	state := t.TempDir()
 	sh(t, r, s.ID, "echo parent > /mark; sync; systemd-run --quiet --unit counts sleep 10000")
@@ -116,6 +116,24 @@ func forkDisk(t *testing.T, r sandbox.Runtime, s sandbox.Spec) {
 	}
 	if got := sh(t, r, s.ID, "cat /mark"); got != "later\n" {
 		t.Errorf("the parent reads %q", got)
+	}
+	// What was restored has its firmware, too: it starts anew when its system says so.
+	_, _ = run(t.Context(), r, fork.ID, "echo b > /proc/sysrq-trigger") // the answer does not come
+	awaitConsole(t, r, fork.ID, "loading the kernel")
+}
+
+// awaitConsole waits until a machine's console has said something.
+func awaitConsole(t *testing.T, r *microvm.Runtime, id, want string) {
+	t.Helper()
+	for { // the test's own time bounds it
+		text, _, err := r.Console(t.Context(), id, 0)
+		if err != nil {
+			t.Fatalf("waiting for %q: %v", want, err)
+		}
+		if strings.Contains(string(text), want) {
+			return
+		}
+		time.Sleep(500 * time.Millisecond)
 	}
 }
 

@@ -30,6 +30,7 @@ type command struct {
 	boot   bool // the PC's first disk
 
 	control, serial, memory, tap int
+	firmware                     int // a PC's
 	disks                        []diskFiles
 }
 
@@ -110,9 +111,14 @@ func (c command) board() []string {
 		}
 	}
 	// Without graphics the firmware, and with it most boot loaders, is on the console
-	// too. Such systems start themselves anew, at times on their first boot.
+	// too. Such systems start themselves anew, at times on their first boot. A machine
+	// whose state was loaded can do so because its firmware is a flash memory: QEMU's
+	// own way to have it would leave it empty there.
 	return []string{
-		"-M", "q35,smm=off,vmport=off,sata=off,smbus=off,graphics=off" + common, "-action", "reboot=reset" + end, "-device", "pvpanic",
+		"-M", "q35,smm=off,vmport=off,sata=off,smbus=off,graphics=off,pflash0=firmware" + common, "-action", "reboot=reset" + end, "-device", "pvpanic",
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", c.firmware, c.firmware),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=firmware-file,filename=/dev/fdset/%d,read-only=on,locking=off", c.firmware),
+		"-blockdev", "driver=raw,node-name=firmware,file=firmware-file,read-only=on",
 		"-chardev", fmt.Sprintf("ringbuf,id=console,size=%d", vmm.ConsoleSize),
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
@@ -193,6 +194,12 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 			*to = fd
 		}
 	}
+	if c.PC {
+		var err error
+		if cmd.firmware, err = d.openFirmware(f); err != nil {
+			return cmd, err
+		}
+	}
 	for _, disk := range c.Disks {
 		var layers []layerFile
 		for i, path := range disk.Layers {
@@ -209,6 +216,20 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers, disk.QCOW2})
 	}
 	return cmd, nil
+}
+
+// openFirmware gives what a PC starts with, SeaBIOS, from where QEMU or a distribution
+// has it.
+func (d *Driver) openFirmware(f *files) (int, error) {
+	const name = "bios-256k.bin"
+	for _, dir := range []string{"/usr/share/seabios", "/usr/share/qemu", filepath.Join(filepath.Dir(d.program), "../share/qemu")} {
+		fd, err := f.open(filepath.Join(dir, name), os.O_RDONLY)
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			return fd, err
+		}
+	}
+	return 0, sandbox.Errorf("qemu.Start", sandbox.Unsupported, name, "the firmware SeaBIOS is not installed, which boots disk images").
+		WithHint("apt install seabios")
 }
 
 // Adopt takes over a QEMU that an earlier process of ours started.
