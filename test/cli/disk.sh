@@ -25,7 +25,7 @@ qemu-img convert -O qcow2 "$TMPDIR/cut.raw" "$TMPDIR/whole.qcow2"
 head -c 600000 "$TMPDIR/whole.qcow2" >"$TMPDIR/cut.qcow2"
 fails 1 'cut short' atoll image import "$TMPDIR/cut.qcow2" cut
 fails 1 'not disk images' atoll create disk-vm --runtime gvisor
-fails 1 'leave out --no-agent' atoll run --no-agent disk-vm -- true
+fails 125 'leave out --no-agent' atoll run --no-agent disk-vm -- true
 fails 1 '500 MiB' atoll create disk-vm --disk 500m
 fails 1 'boot of its own' atoll create base --no-agent
 
