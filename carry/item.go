@@ -124,7 +124,7 @@ func (c *Carrier) imageItem(ref string) (*item, error) {
 		return nil, err
 	}
 	if i.Root.Kind != sandbox.RootEROFS {
-		return nil, sandbox.Errorf(op, sandbox.Unsupported, ref, "the host's own system does not leave it")
+		return nil, sandbox.Errorf(op, sandbox.Unsupported, ref, "the host's own system and disk images do not leave their node")
 	}
 	meta, err := json.Marshal(i)
 	if err != nil {

@@ -276,7 +276,7 @@ func (b *build) begin(ctx context.Context, n int, stage Stage) (*state, error) {
 			return nil, err
 		}
 		if i.Root.Kind != sandbox.RootEROFS {
-			return nil, sandbox.Errorf("build", sandbox.Unsupported, from, "the host's own system cannot be built upon").WithHint("build on 'base', or on an image made with 'atoll image build --from debian'")
+			return nil, sandbox.E("build", "", from, notFiles("build", i, "built upon")).WithHint("build on 'base', or on an image made with 'atoll image build --from debian'")
 		}
 		st.root, st.config, st.platform = i.Root, i.Config.clone(), i.Platform
 	}

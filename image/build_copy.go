@@ -106,7 +106,7 @@ func (b *build) source(ctx context.Context, n int, step Step) (t *tree, closer f
 			return nil, nil, err
 		}
 		if i.Root.Kind != sandbox.RootEROFS {
-			return nil, nil, unsupported("nothing can be copied from the host's own system")
+			return nil, nil, unsupported("nothing can be copied from the host's own system or from a disk image")
 		}
 		return b.tree(ctx, &state{root: i.Root})
 	case b.req.Context == "":

@@ -82,8 +82,12 @@ func (s *Store) publishRoot(t *tree, record func(sandbox.Root, int64) error) err
 	if _, err := io.CopyBuffer(hash, io.NewSectionReader(out, 0, size), make([]byte, 1<<20)); err != nil {
 		return err
 	}
-	digest := fmt.Sprintf("blake3:%x", hash.Sum(nil))
-	root := sandbox.Root{Kind: sandbox.RootEROFS, Path: s.rootPath(digest), Digest: digest}
+	return s.publish(out, sandbox.Root{Kind: sandbox.RootEROFS, Digest: fmt.Sprintf("blake3:%x", hash.Sum(nil))}, size, record)
+}
+
+// publish gives the file of a root, of size bytes, its place; see convert for record.
+func (s *Store) publish(out *temp, root sandbox.Root, size int64, record func(sandbox.Root, int64) error) error {
+	root.Path = s.path("roots", rootFile(root))
 	if err := out.Chmod(0o444); err != nil {
 		return err
 	}
@@ -99,7 +103,7 @@ func (s *Store) publishRoot(t *tree, record func(sandbox.Root, int64) error) err
 		if err := out.publish(root.Path); err != nil {
 			return err
 		}
-		s.noteSound(digest)
+		s.noteSound(rootFile(root))
 	}
 	return record(root, size)
 }

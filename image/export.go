@@ -26,7 +26,7 @@ import (
 // sandboxes see. The caller calls closer when done.
 func (s *Store) asOCI(i Image) (img v1.Image, closer func(), err error) {
 	if i.Root.Kind != sandbox.RootEROFS {
-		return nil, nil, sandbox.Errorf("export", sandbox.Unsupported, i.Root.Digest, "the host's own system cannot be exported")
+		return nil, nil, notFiles("export", i, "exported as an archive of layers")
 	}
 	f, err := s.temp()
 	if err != nil {

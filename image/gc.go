@@ -77,14 +77,14 @@ func (s *Store) Prune(ctx context.Context, inUse []string, builds bool) (Pruned,
 	}
 	keep := map[string]bool{}
 	for _, digest := range inUse {
-		keep[rootName(digest)] = true
+		keep[rootName(digest)], keep[diskName(digest)] = true, true
 	}
 	records, err := s.records()
 	if err != nil {
 		return p, fail(op, s.dir, err) // better nothing removed than something needed
 	}
 	for _, r := range records {
-		keep[rootName(r.Root.Digest)] = true
+		keep[rootFile(r.Root)] = true
 		for _, l := range r.Layers {
 			keep[blobFile(l.Digest)] = true
 		}
@@ -174,8 +174,9 @@ func (s *Store) keepBuilds(keep map[string]bool) error {
 	return nil
 }
 
-// rootName and blobFile are the names of the files that hold them.
+// rootName, diskName and blobFile are the names of the files that hold them.
 func rootName(digest string) string { return strings.TrimPrefix(digest, "blake3:") + ".erofs" }
+func diskName(digest string) string { return strings.TrimPrefix(digest, "blake3:") + ".disk" }
 func blobFile(digest string) string { return strings.TrimPrefix(digest, "sha256:") }
 
 func (p *Pruned) removeAll(ctx context.Context, dir string, keep func(name string) bool, count *int) error {

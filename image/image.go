@@ -29,7 +29,8 @@ type Image struct {
 	Names    []string     `json:"names,omitempty"` // e.g. "python:3.12", sorted; empty for one without a name
 	Root     sandbox.Root `json:"root"`
 	Config   Config       `json:"config"`
-	Size     int64        `json:"size"` // bytes of the root; 0 for host
+	Size     int64        `json:"size"`           // bytes of the root; 0 for host
+	Disk     int64        `json:"disk,omitempty"` // bytes of the disk that a disk image is of; 0 for others
 	Created  time.Time    `json:"created"`
 	Platform string       `json:"platform"`         // e.g. "linux/amd64"
 	Digest   string       `json:"digest,omitempty"` // of the manifest at the registry that it came from

@@ -17,6 +17,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"github.com/atoll-run/atoll/image/fulldisk"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -62,9 +63,9 @@ func (s *Store) ImportFile(ctx context.Context, file string, opts ImportOptions)
 }
 
 // Import makes an image from a tar archive: one that "docker save" wrote, an OCI
-// layout, or a plain root file system, each of them plain or compressed by
-// gzip, zstd, xz or bzip2. A malformed archive fails with Invalid and leaves
-// nothing behind.
+// layout, or a plain root file system; or from a disk image, raw or qcow2. Each of
+// them may be plain or compressed by gzip, zstd, xz or bzip2. A malformed one fails
+// with Invalid and leaves nothing behind.
 func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error) {
 	const op = "image.Import"
 	f, err := s.plain(ctx, r)
@@ -72,6 +73,13 @@ func (s *Store) Import(ctx context.Context, r io.Reader, opts ImportOptions) (Im
 		return Image{}, fail(op, opts.Name, badArchive(opts.Name, err))
 	}
 	defer f.discard()
+	if fulldisk.Recognize(f) {
+		i, err := s.importDisk(f, opts)
+		if err != nil {
+			return Image{}, fail(op, opts.Name, err)
+		}
+		return i, nil
+	}
 	bundle, err := indexBundle(f.File)
 	if err != nil {
 		return Image{}, fail(op, opts.Name, badArchive(opts.Name, err))
@@ -138,7 +146,10 @@ func (s *Store) plain(ctx context.Context, r io.Reader) (*temp, error) {
 	// The limit is on contents; headers of at most a few blocks come on top.
 	limits := s.opts.Limits.withDefaults()
 	limit := limits.Bytes + 2048*int64(limits.Entries)
-	n, err := io.CopyBuffer(struct{ io.Writer }{f}, io.LimitReader(d, limit+1), make([]byte, 1<<20))
+	n, err := io.CopyBuffer(struct{ io.Writer }{&holeWriter{file: f.File}}, io.LimitReader(d, limit+1), make([]byte, 1<<20))
+	if err == nil {
+		err = f.Truncate(n) // a hole at the end
+	}
 	if err == nil && n > limit {
 		err = fmt.Errorf("the archive unfolds to more than %d bytes", limit)
 	}
@@ -201,7 +212,7 @@ func indexBundle(f *os.File) (bundle, error) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("not a readable tar archive: %w", err)
+			return nil, fmt.Errorf("neither a readable tar archive nor the image of a disk that boots: %w", err)
 		}
 		name := path.Clean(h.Name)
 		switch h.Typeflag {

@@ -49,7 +49,7 @@ func (s *Store) Receive(ctx context.Context, digest string, fill func(ctx contex
 		if err := errors.Join(os.Rename(filled, root.Path), syncDir(s.path("roots"))); err != nil {
 			return fail(op, digest, err)
 		}
-		s.noteSound(digest)
+		s.noteSound(rootName(digest))
 	}
 	return record(root)
 }

@@ -35,7 +35,7 @@ type Options struct {
 // always whole, and what it left unfinished is swept by the next Open.
 //
 //	lock    held shared while something is added, exclusive while something is removed
-//	roots/  EROFS files by BLAKE3 hash
+//	roots/  EROFS files and disks by BLAKE3 hash
 //	sound/  how each root looked when it was last found to be what its name says
 //	refs/   one record a name, by hash of the name
 //	blobs/  layers and build results by SHA-256
@@ -249,10 +249,10 @@ func (s *Store) readRecord(path string) (Image, error) {
 	if err := json.Unmarshal(text, &i); err != nil {
 		return i, fmt.Errorf("%s: %w", path, err)
 	}
-	if len(i.Names) != 1 || i.Root.Kind != sandbox.RootEROFS {
+	if len(i.Names) != 1 || i.Root.Kind != sandbox.RootEROFS && i.Root.Kind != sandbox.RootDisk {
 		return i, fmt.Errorf("%s: not an image's record", path)
 	}
-	i.Root.Path = s.rootPath(i.Root.Digest) // the directory may have moved
+	i.Root.Path = s.path("roots", rootFile(i.Root)) // the directory may have moved
 	return i, nil
 }
 
@@ -263,7 +263,7 @@ func (s *Store) Tag(ref, name string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	if i.Root.Kind != sandbox.RootEROFS {
+	if i.Root.Kind == sandbox.RootHost {
 		return Image{}, sandbox.Errorf(op, sandbox.Invalid, ref, "the host's image cannot have another name")
 	}
 	unlock, err := s.lockShared()
@@ -328,6 +328,14 @@ func (s *Store) writeFile(path string, content []byte) error {
 
 func (s *Store) rootPath(digest string) string {
 	return s.path("roots", filepath.Base(rootName(digest)))
+}
+
+// rootFile is the name of the file in roots/ that holds a root.
+func rootFile(root sandbox.Root) string {
+	if root.Kind == sandbox.RootDisk {
+		return filepath.Base(diskName(root.Digest))
+	}
+	return filepath.Base(rootName(root.Digest))
 }
 
 // mayTake fails with Exists when an image must not take a name from another: a

@@ -17,58 +17,57 @@ import (
 // file's size or time has changed; otherwise it only looks at these.
 func (s *Store) VerifyRoot(root sandbox.Root) error {
 	const op = "image.VerifyRoot"
-	if root.Kind != sandbox.RootEROFS {
+	if root.Kind != sandbox.RootEROFS && root.Kind != sandbox.RootDisk {
 		return nil
 	}
-	if s.looksSound(root.Digest) {
+	file := rootFile(root)
+	if s.looksSound(file) {
 		return nil
 	}
 	s.verifying.Lock() // one reads, and the others profit
 	defer s.verifying.Unlock()
-	if s.looksSound(root.Digest) {
+	if s.looksSound(file) {
 		return nil
 	}
-	got, err := hashFile(s.rootPath(root.Digest))
+	got, err := hashFile(s.path("roots", file))
 	if err == nil && got != root.Digest {
 		err = fmt.Errorf("its content is not what it was")
 	}
 	if err != nil {
-		return sandbox.Errorf(op, sandbox.Invalid, "", "the root %s of the image is damaged: %w", rootName(root.Digest), err).
+		return sandbox.Errorf(op, sandbox.Invalid, "", "the root %s of the image is damaged: %w", file, err).
 			WithHint("pull, import or build the image again")
 	}
-	s.noteSound(root.Digest)
+	s.noteSound(file)
 	return nil
 }
 
-// looksSound reports whether a root looks as it did when it was last found, or
+// looksSound reports whether the file of a root looks as it did when it was last found, or
 // made, as it should be.
-func (s *Store) looksSound(digest string) bool {
-	seen, err := s.appearance(digest)
+func (s *Store) looksSound(file string) bool {
+	seen, err := s.appearance(file)
 	if err != nil {
 		return false
 	}
-	noted, err := os.ReadFile(s.soundPath(digest))
+	noted, err := os.ReadFile(s.path("sound", file))
 	return err == nil && string(noted) == seen
 }
 
-// noteSound remembers how a root looks now. Without the note, which a full disk
+// noteSound remembers how the file of a root looks now. Without the note, which a full disk
 // prevents, the root is read again next time.
-func (s *Store) noteSound(digest string) {
-	seen, err := s.appearance(digest)
+func (s *Store) noteSound(file string) {
+	seen, err := s.appearance(file)
 	if err == nil {
-		err = os.WriteFile(s.soundPath(digest), []byte(seen), 0o600)
+		err = os.WriteFile(s.path("sound", file), []byte(seen), 0o600)
 	}
 	if err != nil {
-		s.log.Warn("a root is read again before its next use", "root", digest, "error", err)
+		s.log.Warn("a root is read again before its next use", "root", file, "error", err)
 	}
 }
 
-func (s *Store) soundPath(digest string) string { return s.path("sound", rootName(digest)) }
-
 // appearance is what changes when a root's file does, and at each boot: a disk may
 // have lost what was in memory only.
-func (s *Store) appearance(digest string) (string, error) {
-	info, err := os.Stat(s.rootPath(digest))
+func (s *Store) appearance(file string) (string, error) {
+	info, err := os.Stat(s.path("roots", file))
 	if err != nil {
 		return "", err
 	}

@@ -12,6 +12,9 @@ import (
 func Portable(m snapshot.Manifest) error {
 	const op = "node.Portable"
 	switch {
+	case m.Spec.Root.Kind == sandbox.RootDisk:
+		return sandbox.Errorf(op, sandbox.Unsupported, m.ID, "its root is a disk image, and these do not leave their node").
+			WithHint("import the image on the other node too, and make the sandbox there")
 	case m.Spec.Root.Kind != sandbox.RootEROFS:
 		return sandbox.Errorf(op, sandbox.Unsupported, m.ID, "its root is this host's own (%s), which other nodes do not have", m.Spec.Root.Kind).
 			WithHint("make the sandbox from a template or an image")

@@ -76,6 +76,7 @@ func checkRequest(op string, rec Sandbox) error {
 func fitting(op, runtime, image string, caps sandbox.Capabilities, spec sandbox.Spec) error {
 	words := map[sandbox.RootKind]string{
 		sandbox.RootEROFS: "images", sandbox.RootHost: "the image `host`", sandbox.RootRepository: "git repositories",
+		sandbox.RootDisk: "disk images",
 	}
 	if slices.Contains(caps.Roots, spec.Root.Kind) {
 		err := caps.Check(op, spec)

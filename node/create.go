@@ -46,6 +46,9 @@ func (n *Node) create(ctx context.Context, req CreateRequest, run *RunRequest) (
 		return nil, Sandbox{}, err
 	}
 	rec, err := n.draft(req, from)
+	if err == nil && run != nil && !rec.Spec.HasAgent() {
+		err = sandbox.Errorf(op, sandbox.Unsupported, req.Image, "without the guest agent nothing can be run in it").WithHint("use `atoll create`, or leave out --no-agent")
+	}
 	if err == nil && run != nil {
 		rec.Main, err = run.main(rec)
 	}
@@ -102,7 +105,7 @@ func (n *Node) draft(req CreateRequest, from origin) (Sandbox, error) {
 	}
 	rec.Spec = sandbox.Spec{
 		ID: rec.ID, Root: from.root, Hostname: req.Hostname, Network: req.Network, Labels: maps.Clone(req.Labels),
-		Resources: req.Resources.Or(from.resources).Or(n.cfg.Defaults), Mounts: slices.Clone(req.Mounts),
+		Resources: req.Resources.Or(from.resources).Or(n.cfg.Defaults), Mounts: slices.Clone(req.Mounts), Boot: req.Boot,
 	}
 	if err := n.addVolumes(&rec); err != nil {
 		return Sandbox{}, err
@@ -153,7 +156,7 @@ func (n *Node) choose(op string, req CreateRequest, rec Sandbox, snap string) (s
 		if err == nil {
 			err = fitting(op, name, rec.Image, r.Capabilities(), spec)
 		}
-		if err == nil && rec.Lifecycle.Idle > 0 && !canRest(r.Capabilities()) {
+		if err == nil && rec.Lifecycle.Idle > 0 && !(canRest(r.Capabilities()) && spec.HasAgent()) {
 			err = sandbox.Errorf(op, sandbox.Unsupported, rec.Image, "runtime %s cannot pause sandboxes that are idle", name)
 		}
 		if err == nil {
@@ -260,8 +263,10 @@ func (n *Node) start(ctx context.Context, e *entry, rec *Sandbox, from source) e
 	if err != nil {
 		return err
 	}
-	if err := n.initGuest(ctx, *rec, oldToken); err != nil {
-		return err
+	if rec.Spec.HasAgent() {
+		if err := n.initGuest(ctx, *rec, oldToken); err != nil {
+			return err
+		}
 	}
 	return n.openPorts(e, rec)
 }

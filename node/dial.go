@@ -57,7 +57,7 @@ func (n *Node) lasts(rec Sandbox) bool {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	e := n.entries[rec.ID]
-	return ok && r.Capabilities().Memory && (e == nil || !e.foreign)
+	return ok && rec.Spec.HasAgent() && r.Capabilities().Memory && (e == nil || !e.foreign)
 }
 
 func (n *Node) setForeign(id string) {

@@ -87,7 +87,11 @@ func (n *Node) resolve(ctx context.Context, name string) (origin, error) {
 	if err != nil {
 		return origin{}, err
 	}
-	return fromImage(img), nil
+	from := fromImage(img)
+	if img.Disk > n.cfg.Defaults.Disk {
+		from.resources.Disk = img.Disk // unless a larger one is asked for
+	}
+	return from, nil
 }
 
 func fromImage(img image.Image) origin {

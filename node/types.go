@@ -133,6 +133,7 @@ type CreateRequest struct {
 	Hostname  string                 `json:"hostname,omitempty"`
 	Metadata  map[string]string      `json:"metadata,omitempty"`
 	Labels    map[string]string      `json:"labels,omitempty"` // passed to the runtime
+	Boot      *sandbox.Boot          `json:"boot,omitempty"`   // of a disk image; nil: all defaults
 	Ports     []Port                 `json:"ports,omitempty"`
 	Mounts    []sandbox.Mount        `json:"mounts,omitempty"`
 	Volumes   []VolumeMount          `json:"volumes,omitempty"`

@@ -6,6 +6,9 @@ import (
 	"slices"
 )
 
+// MaxBootData bounds user data and network configuration of a Boot, in bytes each.
+const MaxBootData = 256 << 10
+
 // Check reports whether a runtime with these capabilities can make a sandbox of
 // the spec: Invalid when the spec makes no sense for any runtime, Unsupported
 // when it asks for what is not declared. It looks at nothing but its arguments;
@@ -19,7 +22,7 @@ func (c Capabilities) Check(op string, spec Spec) error {
 		return invalid("%q is not a sandbox ID (lower-case letters and digits, at most 40)", spec.ID)
 	case !(r.CPUs >= 0 && r.CPUs < 1e6) || r.Memory < 0 || r.Disk < 0 || r.Pids < 0: // NaN fails too
 		return invalid("resources are negative or absurd: %+v", r)
-	case !slices.Contains([]RootKind{RootEROFS, RootHost, RootRepository}, spec.Root.Kind):
+	case !slices.Contains([]RootKind{RootEROFS, RootHost, RootRepository, RootDisk}, spec.Root.Kind):
 		return invalid("unknown kind of root %q", spec.Root.Kind)
 	case !slices.Contains(c.Roots, spec.Root.Kind):
 		return unsupported("a root of kind %q", spec.Root.Kind)
@@ -29,6 +32,10 @@ func (c Capabilities) Check(op string, spec Spec) error {
 		return unsupported("network mode %q", spec.Network)
 	case spec.Network == NetworkSandbox && spec.Link == nil:
 		return invalid("network mode %q needs a link", spec.Network)
+	case spec.Boot != nil && spec.Root.Kind != RootDisk:
+		return invalid("only a disk image has a boot of its own to be told how: its root is of kind %q", spec.Root.Kind)
+	case spec.Boot != nil && (spec.Boot.Timeout < 0 || len(spec.Boot.UserData) > MaxBootData || len(spec.Boot.NetworkConfig) > MaxBootData):
+		return invalid("user data and network configuration have at most %d bytes, and a time to boot is not negative", MaxBootData)
 	case len(spec.Mounts) > 0 && !c.Mounts:
 		return unsupported("mounts")
 	}

@@ -29,7 +29,8 @@ type Runtime interface {
 	// Capabilities never changes during the life of the runtime.
 	Capabilities() Capabilities
 
-	// Create makes a sandbox and returns when its guest answers on GuestPort.
+	// Create makes a sandbox and returns when its guest answers on GuestPort, or at
+	// once if it is to have no agent (Spec.HasAgent).
 	// It fails with Exists when the ID is taken, Invalid when the spec makes no
 	// sense, Exhausted when the host has no room. A failed Create leaves nothing.
 	Create(ctx context.Context, spec Spec) error

@@ -51,6 +51,9 @@ const (
 	// RootRepository is a git working tree; Path is the repository. Inside, the
 	// tree is at RepositoryDir.
 	RootRepository RootKind = "repository"
+	// RootDisk is a whole disk, raw or qcow2, with a boot loader and a kernel of
+	// its own; writes go to a layer of the sandbox's own upon it.
+	RootDisk RootKind = "disk"
 )
 
 // RepositoryDir is where a sandbox with a RootRepository finds its working tree.
@@ -60,7 +63,7 @@ const RepositoryDir = "/work"
 type Root struct {
 	Kind   RootKind `json:"kind"`
 	Path   string   `json:"path,omitempty"`   // host path; empty for RootHost
-	Digest string   `json:"digest,omitempty"` // "blake3:hex" of an EROFS file; a commit for a repository
+	Digest string   `json:"digest,omitempty"` // "blake3:hex" of an EROFS file or a disk; a commit for a repository
 }
 
 // Resources bounds what a sandbox may take of its host. Zero means the
@@ -119,6 +122,22 @@ type Mount struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
+// Boot says how a sandbox with a RootDisk comes up, whose own system starts first.
+type Boot struct {
+	// UserData is cloud-init's: "#cloud-config", a script, or what else it takes;
+	// empty: none.
+	UserData []byte `json:"userData,omitempty"`
+	// NetworkConfig is cloud-init's, in place of the one that gives the machine the
+	// sandbox's address; empty: that one.
+	NetworkConfig []byte `json:"networkConfig,omitempty"`
+	// NoAgent leaves the guest agent out. Then the sandbox is there as soon as its
+	// machine is, nobody waits for its system, and what needs the agent is
+	// Unsupported; its ports are reached by its network alone.
+	NoAgent bool `json:"noAgent,omitempty"`
+	// Timeout is within which time the agent must answer; 0: the runtime's default.
+	Timeout time.Duration `json:"timeout,omitempty"`
+}
+
 // Spec is everything that a runtime needs to make a sandbox. It is a value: a
 // runtime keeps a copy and nothing outside changes it.
 type Spec struct {
@@ -130,7 +149,11 @@ type Spec struct {
 	Link      *Link             `json:"link,omitempty"` // nil unless Network is NetworkSandbox
 	Mounts    []Mount           `json:"mounts,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"` // runtime-specific hints, e.g. "worktree.branch"
+	Boot      *Boot             `json:"boot,omitempty"`   // nil unless Root is a RootDisk, and there may be nil: all defaults
 }
+
+// HasAgent reports whether a guest agent answers in the sandbox.
+func (s Spec) HasAgent() bool { return s.Boot == nil || !s.Boot.NoAgent }
 
 // Clone returns a copy that shares nothing with s.
 func (s Spec) Clone() Spec {
@@ -139,6 +162,11 @@ func (s Spec) Clone() Spec {
 	if s.Link != nil {
 		link := *s.Link
 		s.Link = &link
+	}
+	if s.Boot != nil {
+		boot := *s.Boot
+		boot.UserData, boot.NetworkConfig = slices.Clone(boot.UserData), slices.Clone(boot.NetworkConfig)
+		s.Boot = &boot
 	}
 	return s
 }

@@ -63,6 +63,9 @@ type Sandboxes interface {
 	Dial(ctx context.Context, ref string, port int) (net.Conn, error)
 	// Changes writes what the sandbox changed in its root as an OCI layer.
 	Changes(ctx context.Context, ref string, w io.Writer) error
+	// Console returns what a machine wrote to its console from a byte on, or from
+	// the oldest that is kept. Sandboxes that are no machines: Unsupported.
+	Console(ctx context.Context, ref string, since int64) (Console, error)
 	Expose(ctx context.Context, ref string, p node.Port) (node.Port, error)
 	Unexpose(ctx context.Context, ref string, guestPort int) error
 }

@@ -20,7 +20,8 @@ type Images interface {
 	// PullImage fetches from a registry, or makes the template `base`. report,
 	// which may be nil, is called one call after another.
 	PullImage(ctx context.Context, req PullRequest, report func(image.Progress)) (image.Image, error)
-	// ImportImage reads a tar archive: of docker save, an OCI layout, or a root.
+	// ImportImage reads a tar archive, of docker save, an OCI layout, or a root; or
+	// a disk image, raw or qcow2.
 	ImportImage(ctx context.Context, name string, archive io.Reader) (image.Image, error)
 	// ExportImage writes a tar archive that docker load and OCI tools read.
 	ExportImage(ctx context.Context, ref string, w io.Writer) error

@@ -126,6 +126,7 @@ func sandboxRoutes() []route {
 		on("DELETE", "/api/v1/sandboxes/{ref}", "Remove a sandbox", func(c *call, _ none) (none, error) {
 			return none{}, c.backend.Remove(c.ctx, c.ref())
 		}),
+		consoleRoute(),
 		on("POST", "/api/v1/sandboxes/{ref}/pause", "Freeze a sandbox", func(c *call, in PauseRequest) (node.Sandbox, error) {
 			return c.backend.Pause(c.ctx, c.ref(), in.Mode)
 		}),

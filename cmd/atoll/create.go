@@ -25,6 +25,7 @@ type createOptions struct {
 	labels, metadata      []string
 	fresh, secure, remove bool
 	noInternet            bool
+	boot                  bootOptions
 	autoResume, restart   bool
 }
 
@@ -48,6 +49,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 	fl.BoolVar(&o.fresh, "fresh", false, "boot anew even where a snapshot or a pool would be faster")
 	fl.BoolVar(&o.secure, "secure", false, "give it a token without which it answers nobody")
 	fl.BoolVar(&o.restart, "restart", false, "make it anew when it is lost, as when its kernel crashes")
+	o.boot.flags(cmd)
 	o.childFlags(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("network", cobra.FixedCompletions([]string{"none", "sandbox", "host"}, cobra.ShellCompDirectiveNoFileComp))
 }
@@ -88,6 +90,10 @@ func (o *createOptions) request(image string) (node.CreateRequest, error) {
 		return req, err
 	}
 	if err := o.fill(&req); err != nil {
+		return req, err
+	}
+	var err error
+	if req.Boot, err = o.boot.request(); err != nil {
 		return req, err
 	}
 	if len(o.allow)+len(o.deny) > 0 || o.noInternet || o.rate > 0 {
@@ -170,7 +176,11 @@ func (a *app) createCommand() *cobra.Command {
 	var pull string
 	cmd := &cobra.Command{
 		Use: "create [flags] IMAGE", Short: "Make a sandbox that stays", Args: exact("an image"),
-		Example: "  atoll create base --name work\n  atoll exec work -- python3 -c 'print(2+2)'",
+		Long: "Create makes a sandbox that stays until it is removed. IMAGE is what `atoll run` takes, or a disk image that\n" +
+			"`atoll image import` took in: such a machine boots its own system, cloud-init in it is told its name and address and\n" +
+			"what --user-data says, and the agent is put into it, which create waits for. `atoll logs` shows its console.",
+		Example: "  atoll create base --name work\n  atoll exec work -- python3 -c 'print(2+2)'\n" +
+			"  atoll image import debian-12-genericcloud-amd64.qcow2 debian-vm\n  atoll create debian-vm --name vm --runtime microvm --memory 1g --user-data cloud.yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err

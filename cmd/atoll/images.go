@@ -91,8 +91,10 @@ func (a *app) printImage(f *format, i image.Image) error {
 func (a *app) imageImportCommand() *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use: "import FILE|- [NAME]", Aliases: []string{"load"}, Short: "Make an image from a tar archive", Args: cobra.RangeArgs(1, 2),
-		Long: "Import reads what `docker save` wrote, an OCI layout, or the tar of a whole root file system, compressed or not.",
+		Use: "import FILE|- [NAME]", Aliases: []string{"load"}, Short: "Make an image from a tar archive or a disk image", Args: cobra.RangeArgs(1, 2),
+		Long: "Import reads what `docker save` wrote, an OCI layout, or the tar of a whole root file system, compressed or not; or a\n" +
+			"disk image, raw or qcow2, as clouds have them, of which the runtime microvm makes machines that boot from it.",
+		Example: "  docker save app | atoll image import -\n  atoll image import root.tar.gz mine\n  atoll image import debian-12-genericcloud-amd64.qcow2 debian-vm",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -101,7 +103,7 @@ func (a *app) imageImportCommand() *cobra.Command {
 			if args[0] != "-" {
 				file, err := os.Open(args[0])
 				if err != nil {
-					return usageError(args[0], "name a tar archive, or - for standard input", "cannot read the archive: %v", err)
+					return usageError(args[0], "name a tar archive, a disk image, or - for standard input", "cannot read the archive: %v", err)
 				}
 				defer file.Close()
 				if info, err := file.Stat(); err == nil {

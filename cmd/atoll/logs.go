@@ -1,25 +1,30 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/atoll-run/atoll/api/native"
 	"github.com/atoll-run/atoll/guest/wire"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
 func (a *app) logsCommand() *cobra.Command {
 	var f format
-	var follow, all, times bool
+	var follow, all, times, console bool
 	var tail int
 	cmd := &cobra.Command{
-		Use: "logs SANDBOX", Short: "Show what a sandbox's command wrote", Args: exact("a sandbox"),
+		Use: "logs SANDBOX", Short: "Show what a sandbox's command, or a machine's console, wrote", Args: exact("a sandbox"),
 		Long: "Logs shows the output of the command that `atoll run` started. The newest megabyte is kept, in the sandbox, and\n" +
-			"goes along with its snapshots. With --all the starts and ends of every command are shown too.",
+			"goes along with its snapshots. With --all the starts and ends of every command are shown too. Of a machine that was\n" +
+			"created from a disk image logs shows the console, of which the newest megabyte is kept; --console does so for others.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.check(); err != nil {
 				return err
@@ -27,6 +32,12 @@ func (a *app) logsCommand() *cobra.Command {
 			b, sb, err := a.get(cmd.Context(), args[0])
 			if err != nil {
 				return err
+			}
+			if console || sb.Spec.Root.Kind == sandbox.RootDisk && sb.Main == nil {
+				if f.form != "" || all || times {
+					return usageError("logs "+args[0], "leave -o, --all and --timestamps out", "a console is text without times")
+				}
+				return a.printConsole(cmd.Context(), b, sb.ID, tail, follow)
 			}
 			g := guestOf(b, sb)
 			defer g.CloseIdle()
@@ -70,9 +81,47 @@ func (a *app) logsCommand() *cobra.Command {
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with what is written from now on")
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "starts and ends of commands too")
 	cmd.Flags().BoolVarP(&times, "timestamps", "t", false, "say when each line was written")
+	cmd.Flags().BoolVar(&console, "console", false, "the console of a machine instead")
 	cmd.Flags().IntVarP(&tail, "tail", "n", -1, "only the last `lines`")
 	a.completes(cmd, 1, sandboxNames(sandbox.Running))
 	return cmd
+}
+
+// consolePause is how often a console is read that is followed.
+const consolePause = time.Second
+
+// printConsole shows a machine's console: its last lines unless tail is negative, and
+// with follow what comes then.
+func (a *app) printConsole(ctx context.Context, b native.Backend, ref string, tail int, follow bool) error {
+	c, err := b.Console(ctx, ref, 0)
+	if err != nil {
+		return err
+	}
+	if tail >= 0 {
+		lines := bytes.SplitAfter(c.Text, []byte("\n"))
+		if len(lines[len(lines)-1]) == 0 {
+			lines = lines[:len(lines)-1]
+		}
+		c.Text = bytes.Join(lines[max(0, len(lines)-tail):], nil)
+	}
+	for {
+		if _, err := a.stdout.Write(c.Text); err != nil || !follow {
+			return err
+		}
+		select {
+		case <-ctx.Done(): // ctrl-c is how one stops following
+			return nil
+		case <-time.After(consolePause):
+		}
+		next, err := b.Console(ctx, ref, c.Next)
+		if err != nil {
+			if sandbox.Is(err, sandbox.Canceled) {
+				return nil
+			}
+			return err
+		}
+		c = next
+	}
 }
 
 func isOutput(e wire.LogEntry) bool { return e.Event == wire.LogStdout || e.Event == wire.LogStderr }

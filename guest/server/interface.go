@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"runtime"
 	"unsafe"
 
@@ -18,8 +19,19 @@ import (
 // thing and returns nothing to be parsed. A new machine has translated none of
 // its code yet when it is emulated, so every instruction counts here.
 
-// interfaceName is the name that the kernel gives the first network device.
-const interfaceName = "eth0"
+// interfaceName is the name of the network device: the one that the kernel gives the
+// first, unless the machine's own system has named its only one otherwise.
+func interfaceName() string {
+	const kernels, devices = "eth0", "/sys/class/net/"
+	if unix.Access(devices+kernels, unix.F_OK) == nil {
+		return kernels
+	}
+	found, _ := filepath.Glob(devices + "*/device")
+	if len(found) != 1 {
+		return kernels
+	}
+	return filepath.Base(filepath.Dir(found[0]))
+}
 
 // configure gives the interface its address in place of the one that it had.
 // With that go its routes and neighbours.
@@ -32,9 +44,10 @@ func configure(n wire.MachineNetwork) error {
 		return err
 	}
 	defer unix.Close(fd)
+	name := interfaceName()
 	if n.MAC != "" {
-		if err := setMAC(fd, n.MAC); err != nil {
-			return fmt.Errorf("set %s's MAC address: %w", interfaceName, err)
+		if err := setMAC(fd, name, n.MAC); err != nil {
+			return fmt.Errorf("set %s's MAC address: %w", name, err)
 		}
 	}
 	const mask = unix.SIOCSIFNETMASK
@@ -55,7 +68,7 @@ func configure(n wire.MachineNetwork) error {
 		if step.skip {
 			continue
 		}
-		r, err := unix.NewIfreq(interfaceName)
+		r, err := unix.NewIfreq(name)
 		if err == nil {
 			err = step.set(r)
 		}
@@ -63,7 +76,7 @@ func configure(n wire.MachineNetwork) error {
 			err = unix.IoctlIfreq(fd, step.call, r)
 		}
 		if err != nil {
-			return fmt.Errorf("set %s's %s: %w", interfaceName, step.what, err)
+			return fmt.Errorf("set %s's %s: %w", name, step.what, err)
 		}
 	}
 	if n.Gateway.IsValid() {
@@ -75,7 +88,7 @@ func configure(n wire.MachineNetwork) error {
 }
 
 // setMAC changes the interface's MAC address.
-func setMAC(fd int, text string) error {
+func setMAC(fd int, device, text string) error {
 	mac, err := net.ParseMAC(text)
 	if err != nil || len(mac) != 6 {
 		return fmt.Errorf("%q is no MAC address", text)
@@ -87,7 +100,7 @@ func setMAC(fd int, text string) error {
 		addr   [14]byte
 		_      [8]byte
 	}
-	copy(r.name[:], interfaceName)
+	copy(r.name[:], device)
 	r.family = unix.ARPHRD_ETHER
 	copy(r.addr[:], mac)
 	return ioctl(fd, unix.SIOCSIFHWADDR, unsafe.Pointer(&r))

@@ -45,7 +45,7 @@ func (r *Runtime) takeOver(ctx context.Context, b *box) (*vm, error) {
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
 	rec := b.Record()
-	v := &vm{dir: b.Dir, group: r.boxes.Groups.Group(rec.Group), tap: rec.Tap}
+	v := &vm{dir: b.Dir, group: r.boxes.Groups.Group(rec.Group), tap: rec.Tap, bare: rec.Origin.Shape.Bare, link: rec.Spec.Link}
 	var err error
 	if v.machine, err = r.driver.Adopt(ctx, b.Dir, rec.Process); err != nil {
 		return nil, err
@@ -68,6 +68,7 @@ func (r *Runtime) takeOver(ctx context.Context, b *box) (*vm, error) {
 func (v *vm) Wait(ctx context.Context) error {
 	select {
 	case <-v.machine.Ended():
+		_ = v.keepConsole(context.WithoutCancel(ctx)) // its last words; the end is news without them, too
 		return nil
 	case <-v.pagerEnded():
 		return nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -249,5 +250,33 @@ func TestOldTemplatesAndUnfinishedOnesAreSweptAway(t *testing.T) {
 	}
 	if want := []string{newPrefix + "young", "linked", "young"}; !slices.Equal(names, want) {
 		t.Errorf("left are %v, want %v", names, want)
+	}
+}
+
+func TestTheNewestOfAConsoleIsKept(t *testing.T) {
+	dir := t.TempDir()
+	var said []byte
+	for i := range 60 {
+		words := bytes.Repeat([]byte{byte('a' + i%26)}, 70_000)
+		said = append(said, words...)
+		if err := appendConsole(dir, words); err != nil {
+			t.Fatal(err)
+		}
+		first, text, err := readConsole(dir)
+		if err != nil || len(text) < min(len(said), consoleKept) || len(text) > 2*consoleKept || !bytes.Equal(text, said[first:]) {
+			t.Fatalf("of %d bytes, %d are kept from %d on, %v", len(said), len(text), first, err)
+		}
+	}
+}
+
+func TestTheLastLinesOfAConsoleAreReadable(t *testing.T) {
+	long := strings.Repeat("x", 1000)
+	got := tail([]byte("first\r\n\x1b[2J\x1b[0;32m  OK  \x1b[0m] \xffgood\r\n\r\n" + long + "\n\x1b[\nlast"))
+	want := []string{"  first", "  OK  ] good", "  " + long[:tailWidth], "  last"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := tail(bytes.Repeat([]byte("line\n"), 100)); len(got) != tailLines {
+		t.Errorf("%d lines", len(got))
 	}
 }

@@ -66,7 +66,10 @@ func (r *Runtime) check(op string, spec sandbox.Spec) error {
 		return sandbox.E(op, sandbox.NotFound, spec.ID, err).WithHint("the image of the root is gone; build or pull it again")
 	}
 	if !st.Mode().IsRegular() {
-		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "%s is not an EROFS image", spec.Root.Path)
+		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "%s is not an image", spec.Root.Path)
+	}
+	if spec.Root.Kind == sandbox.RootDisk {
+		return checkDisk(op, spec, res)
 	}
 	return nil
 }
@@ -92,7 +95,13 @@ func (r *Runtime) settleIn(ctx context.Context, rec *record, v *vm) error {
 	if err != nil {
 		return err
 	}
-	if err := v.identify(ctx, rec.Spec, rec.Resources.Pids, mtu); err != nil {
+	v.link = rec.Spec.Link
+	if rec.Origin.Shape.PC {
+		err = r.settleDisk(ctx, rec, v, mtu)
+	} else {
+		err = v.identify(ctx, rec.Spec, rec.Resources.Pids, mtu)
+	}
+	if err != nil {
 		return fmt.Errorf("tell the guest who it is: %w", err)
 	}
 	rec.Process, rec.Tap = v.machine.Process(), v.tap
@@ -105,6 +114,9 @@ func (r *Runtime) settleIn(ctx context.Context, rec *record, v *vm) error {
 // fresh starts a machine that has nothing of its own yet.
 func (r *Runtime) fresh(ctx context.Context, b *box, spec sandbox.Spec) (*vm, error) {
 	o, how := b.Record().Origin, spec.Labels[LabelStart]
+	if o.Shape.PC {
+		return r.freshDisk(ctx, b, spec)
+	}
 	if how == StartCold {
 		o.Layers = []string{layerName(0)}
 		b.Record().Origin = o // nobody else knows the box yet
@@ -182,6 +194,9 @@ func (r *Runtime) Resume(ctx context.Context, id string) error {
 	return r.boxes.Freeze("microvm.Resume", id, sandbox.Running, func(v *vm) error {
 		if err := v.machine.Resume(ctx); err != nil {
 			return err
+		}
+		if v.bare {
+			return nil // nobody is there to be told the time
 		}
 		if err := v.setClock(ctx); err != nil {
 			r.log.Warn("setting the clock of a resumed machine", "sandbox", id, "err", err)

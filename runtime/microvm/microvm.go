@@ -172,11 +172,13 @@ func (r *Runtime) Name() string { return Name }
 // Capabilities says what machines can do. Mounts are not among it: a directory of
 // the host cannot be shared with a machine that may be frozen and copied. The limit
 // of processes is held by the guest's own kernel: root inside can lift it, and
-// meets the limits of memory and processors.
+// meets the limits of memory and processors. Of a full disk image, whose kernel is its
+// own, neither the number of processes is bounded nor can changes be told, and a
+// machine without the agent has no snapshots.
 func (r *Runtime) Capabilities() sandbox.Capabilities {
 	return sandbox.Capabilities{
 		Isolation:  sandbox.IsolationMachine,
-		Roots:      []sandbox.RootKind{sandbox.RootEROFS},
+		Roots:      []sandbox.RootKind{sandbox.RootEROFS, sandbox.RootDisk},
 		Networks:   []sandbox.NetworkMode{sandbox.NetworkNone, sandbox.NetworkSandbox},
 		Pause:      true,
 		Snapshot:   true,

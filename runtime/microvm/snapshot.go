@@ -30,8 +30,6 @@ const (
 	// layers a disk has; beyond that they are merged.
 	maxBase   = 4
 	maxLayers = 12
-	// keptLayers of a disk are never merged: the empty file system and the template's.
-	keptLayers = 2
 )
 
 // manifest says what a snapshot is of and what its files are.
@@ -56,6 +54,9 @@ const resumeTimeout = 10 * time.Second
 // snapshot does the work of Snapshot. The machine is afterwards as it was, but
 // that it writes to a new layer of its disk. The box is held.
 func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error {
+	if err := v.mustTell("snapshot"); err != nil {
+		return err
+	}
 	if err := settled(b.Dir, b.Record().Origin); err != nil {
 		return err
 	}
@@ -76,7 +77,7 @@ func (r *Runtime) snapshot(ctx context.Context, b *box, v *vm, dir string) error
 		return err
 	}
 	r.step("layer on record")
-	if err := v.machine.NewLayer(ctx, ownDisk, filepath.Join(b.Dir, next.Layers[len(next.Layers)-1])); err != nil {
+	if err := v.machine.NewLayer(ctx, rec.Origin.Shape.ownDisk(), filepath.Join(b.Dir, next.Layers[len(next.Layers)-1])); err != nil {
 		return err
 	}
 	r.step("layer opened")
@@ -117,7 +118,7 @@ func nextPages(base []pageFile) string {
 // the page file.
 func (r *Runtime) freezeState(ctx context.Context, v *vm, o origin, dir string) error {
 	r.step("paused")
-	if err := v.machine.AddLayer(ctx, ownDisk); err != nil {
+	if err := v.machine.AddLayer(ctx, o.Shape.ownDisk()); err != nil {
 		return err
 	}
 	r.step("layer added")
@@ -204,20 +205,21 @@ func (r *Runtime) flatten(from string, o origin, dir string) ([]pageFile, error)
 
 // merge shortens the machine's disk when it has many layers. The box is held.
 func (r *Runtime) merge(ctx context.Context, b *box, v *vm) error {
-	layers := b.Record().Origin.Layers
+	layers, s := b.Record().Origin.Layers, b.Record().Origin.Shape
 	if len(layers) < maxLayers {
 		return nil
 	}
-	if err := v.machine.MergeLayers(ctx, ownDisk, keptLayers); err != nil {
+	own := s.keptLayers()
+	if err := v.machine.MergeLayers(ctx, s.ownDisk(), 1+own); err != nil {
 		return err
 	}
 	// What is merged is in the uppermost layer, too, so that nothing is lost if
 	// the record is not written any more.
-	kept := []string{layers[0], layers[len(layers)-1]}
+	kept := append(slices.Clone(layers[:own]), layers[len(layers)-1])
 	if err := b.Update(func(rec *record) { rec.Origin.Layers = kept }); err != nil {
 		return err
 	}
-	for _, name := range layers[1 : len(layers)-1] {
+	for _, name := range layers[own : len(layers)-1] {
 		if err := os.Remove(filepath.Join(b.Dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -292,6 +294,9 @@ func (r *Runtime) revive(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	if err != nil {
 		return nil, err
 	}
+	if err := writeSeed(b.Dir, spec); err != nil {
+		return nil, err
+	}
 	r.step("restore prepared")
 	v, err := r.awaken(ctx, b, from)
 	if errors.Is(err, errDamaged) {
@@ -348,7 +353,7 @@ func parseManifest(data []byte) (m manifest, err error) {
 	for _, p := range m.Origin.Base {
 		names = append(names, p.Name)
 	}
-	reserved := []string{".", "..", supervisor.RecordName, devicesName, manifestName, modelName, learnedName}
+	reserved := []string{".", "..", supervisor.RecordName, devicesName, manifestName, modelName, learnedName, seedName, consoleName, consoleName + newSuffix}
 	for i, name := range names {
 		if name == "" || name != filepath.Base(name) || slices.Contains(reserved, name) || slices.Contains(names[:i], name) || filepath.Ext(name) == ".sock" {
 			return m, fmt.Errorf("damaged snapshot manifest: file %q", name)
@@ -370,6 +375,8 @@ func (r *Runtime) fits(m manifest, spec sandbox.Spec) error {
 		return fmt.Errorf("the snapshot is of a machine on %s and this host has %s, which cannot go on with it; make the sandbox anew", m.Origin.Shape.Monitor, want.Monitor)
 	case m.Root.Kind != spec.Root.Kind || m.Root.Digest != spec.Root.Digest:
 		return fmt.Errorf("the snapshot's root is %s %s, not %s %s", m.Root.Kind, m.Root.Digest, spec.Root.Kind, spec.Root.Digest)
+	case m.Origin.Shape.Bare || want.Bare:
+		return errors.New("a machine without the agent cannot be told that it is another now")
 	case m.Resources != res:
 		return fmt.Errorf("the snapshot's resources are %+v, not %+v", m.Resources, res)
 	case m.Origin.Shape.Network != want.Network:

@@ -36,7 +36,7 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 		DiskLimit:   res.Disk,
 		Pids:        1, // the agent
 	}
-	if len(rec.Origin.Base) > 0 {
+	if len(rec.Origin.Base) > 0 && !rec.Origin.Shape.PC {
 		layers = layers[1:] // the template's
 	}
 	for _, name := range layers {
@@ -50,7 +50,7 @@ func (r *Runtime) Stats(ctx context.Context, id string) (sandbox.Stats, error) {
 			return sandbox.Stats{}, sandbox.E(op, "", id, err)
 		}
 	}
-	if rec.State == sandbox.Running {
+	if rec.State == sandbox.Running && !v.bare {
 		ctx, cancel := context.WithTimeout(ctx, statsTimeout)
 		defer cancel()
 		if n, err := v.processes(ctx); err == nil { // a busy guest need not answer
@@ -70,6 +70,9 @@ func (r *Runtime) Changes(ctx context.Context, id string, w io.Writer) error {
 		return err
 	}
 	defer b.Unlock()
+	if b.Record().Origin.Shape.PC {
+		return sandbox.Errorf(op, sandbox.Unsupported, id, "what a machine with a disk of its own has changed there cannot be told file by file")
+	}
 	if b.Status().State == sandbox.Paused { // it lives for as long as it takes
 		if err := v.machine.Resume(ctx); err != nil {
 			return sandbox.E(op, "", id, err)

@@ -164,6 +164,24 @@ func redirect(from, to netlink.Link) error {
 
 // linkBytes reads how much the sandbox received and sent.
 func linkBytes(link *sandbox.Link) (rx, tx int64, err error) {
+	a, err := linkAttrs(link)
+	if err == nil && a.Statistics != nil {
+		rx, tx = int64(a.Statistics.RxBytes), int64(a.Statistics.TxBytes)
+	}
+	return rx, tx, err
+}
+
+// linkMTU reads the size of the longest packets of a link, in bytes.
+func linkMTU(link *sandbox.Link) (int, error) {
+	a, err := linkAttrs(link)
+	if err != nil {
+		return 0, err
+	}
+	return a.MTU, nil
+}
+
+// linkAttrs reads what the kernel knows of a link's device.
+func linkAttrs(link *sandbox.Link) (a *netlink.LinkAttrs, err error) {
 	err = inThread(func() error {
 		ns, err := os.Open(link.NetNS)
 		if err != nil {
@@ -174,12 +192,12 @@ func linkBytes(link *sandbox.Link) (rx, tx int64, err error) {
 			return err
 		}
 		dev, err := netlink.LinkByName(link.Device)
-		if err == nil && dev.Attrs().Statistics != nil {
-			rx, tx = int64(dev.Attrs().Statistics.RxBytes), int64(dev.Attrs().Statistics.TxBytes)
+		if err == nil {
+			a = dev.Attrs()
 		}
 		return err
 	})
-	return rx, tx, err
+	return a, err
 }
 
 // inThread calls f in a thread that ends with the call, so that nothing else

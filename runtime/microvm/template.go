@@ -34,6 +34,8 @@ type shape struct {
 	Disk    int64  `json:"disk"`   // bytes
 	CPUs    int    `json:"cpus"`
 	Network bool   `json:"network"`
+	PC      bool   `json:"pc,omitempty"`   // boots a full disk image, which Root is then
+	Bare    bool   `json:"bare,omitempty"` // has no agent
 }
 
 // key names the template of a shape.
@@ -45,8 +47,12 @@ func (s shape) key() string {
 
 // shapeOf is the shape of the machine that a spec asks for, with a kernel.
 func (r *Runtime) shapeOf(spec sandbox.Spec, res sandbox.Resources, kernel string) shape {
+	pc := spec.Root.Kind == sandbox.RootDisk
+	if pc {
+		kernel = "" // it has its own
+	}
 	return shape{
-		Kernel: kernel, Root: cmp.Or(spec.Root.Digest, spec.Root.Path), Monitor: r.driver.Version(),
+		PC: pc, Bare: !spec.HasAgent(), Kernel: kernel, Root: cmp.Or(spec.Root.Digest, spec.Root.Path), Monitor: r.driver.Version(),
 		Memory: r.driver.Memory(res.Memory), Disk: disk.Round(res.Disk),
 		CPUs: r.driver.CPUs(int(math.Ceil(res.CPUs))), Network: spec.Network == sandbox.NetworkSandbox,
 	}

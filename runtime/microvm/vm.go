@@ -21,12 +21,6 @@ import (
 	"github.com/atoll-run/atoll/sandbox"
 )
 
-// The disks of a machine, in the order in which it has them.
-const (
-	rootDisk = iota
-	ownDisk
-)
-
 // vm is one machine with all that it needs of its host.
 type vm struct {
 	dir     string
@@ -35,6 +29,12 @@ type vm struct {
 	tap     string // name of its device; empty without network
 	paged   *paged // serves its memory; nil: all of it is there
 	from    string // directory of the snapshot, when paged is not nil and not adopted
+
+	// bare says that it has no agent; link is then its network, nil for none.
+	bare bool
+	link *sandbox.Link
+
+	console sync.Mutex // held while the file with what its console said is used
 
 	released sync.Once // paged was
 
@@ -48,7 +48,7 @@ type origin struct {
 	Shape  shape      `json:"shape"`
 	Base   []pageFile `json:"base"`            // make the memory that it maps; none: all zeros
 	Delta  *pageFile  `json:"delta,omitempty"` // written into its own memory; nil: nothing
-	Layers []string   `json:"layers"`          // of its disk, upon the empty file system
+	Layers []string   `json:"layers"`          // of its disk, upon the empty file system or the image
 }
 
 // start is how a machine starts.
@@ -71,23 +71,18 @@ func layerName(i int) string { return fmt.Sprintf("disk%d.qcow2", i) }
 // spawn leaves no process and no group.
 func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o origin, memory *os.File, how start) (v *vm, err error) {
 	s := o.Shape
-	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName)}
-	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), s.Disk)
-	if err != nil {
+	v = &vm{dir: dir, group: r.boxes.Groups.Group(groupName), bare: s.Bare}
+	c := vmm.Config{
+		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, CPUs: s.CPUs, MAC: guestMAC,
+		PC: s.PC, Boot: s.PC && how != waiting,
+	}
+	// What a machine writes to memory of its own that it maps privately is there
+	// twice: the file's page is made too.
+	c.Shared = how == asTemplate || c.Boot
+	if c.Disks, err = r.disks(ctx, dir, root, o); err != nil {
 		return nil, err
 	}
-	layers := []string{empty}
-	for _, name := range o.Layers {
-		layers = append(layers, filepath.Join(dir, name))
-	}
-	c := vmm.Config{
-		Dir: dir, Port: wire.MachineSerial, Group: v.group, Memory: memory, Size: s.Memory, Shared: how == asTemplate, CPUs: s.CPUs, MAC: guestMAC,
-		Disks: []vmm.Disk{
-			{Serial: wire.DiskRoot, Layers: []string{root}},
-			{Serial: wire.DiskOverlay, Layers: layers, Writable: true},
-		},
-	}
-	if how != waiting {
+	if how != waiting && !s.PC {
 		k, err := r.prepare(ctx)
 		if err != nil {
 			return nil, err
@@ -112,6 +107,22 @@ func (r *Runtime) spawn(ctx context.Context, dir, groupName, root string, o orig
 		return nil, errors.Join(err, v.group.Remove())
 	}
 	return v, nil
+}
+
+// disks are those of a machine, in the order in which it has them.
+func (r *Runtime) disks(ctx context.Context, dir, root string, o origin) ([]vmm.Disk, error) {
+	var layers []string
+	for _, name := range o.Layers {
+		layers = append(layers, filepath.Join(dir, name))
+	}
+	if o.Shape.PC {
+		return r.fullDisks(dir, root, layers, o.Shape)
+	}
+	empty, err := disk.Empty(ctx, filepath.Join(r.cfg.Cache, "disk"), o.Shape.Disk)
+	return []vmm.Disk{
+		{Serial: wire.DiskRoot, Layers: []string{root}},
+		{Serial: wire.DiskOverlay, Layers: append([]string{empty}, layers...), Writable: true},
+	}, err
 }
 
 // clone starts a machine from what its origin, in dir, describes, but does not
@@ -176,12 +187,16 @@ const reachTimeout = 60 * time.Second
 // reach returns the session with the guest, which is made when there is none or
 // when it has ended.
 func (v *vm) reach(ctx context.Context) (*serial.Session, error) {
+	return v.reachWithin(ctx, reachTimeout)
+}
+
+func (v *vm) reachWithin(ctx context.Context, timeout time.Duration) (*serial.Session, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if s := v.living(); s != nil {
 		return s, nil
 	}
-	err := v.open(ctx, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) { return serial.Open(ctx, conn) })
+	err := v.open(ctx, timeout, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) { return serial.Open(ctx, conn) })
 	return v.session, err
 }
 
@@ -192,7 +207,7 @@ func (v *vm) ask(ctx context.Context, question []byte) (answer []byte, err error
 	s := v.living()
 	if s == nil {
 		defer v.mu.Unlock()
-		err := v.open(ctx, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) {
+		err := v.open(ctx, reachTimeout, func(ctx context.Context, conn net.Conn) (s *serial.Session, err error) {
 			s, answer, err = serial.OpenAsking(ctx, conn, question)
 			return s, err
 		})
@@ -220,8 +235,8 @@ func (v *vm) living() *serial.Session {
 }
 
 // open makes the session by what begin does on the guest's port; v.mu is held.
-func (v *vm) open(ctx context.Context, begin func(context.Context, net.Conn) (*serial.Session, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+func (v *vm) open(ctx context.Context, timeout time.Duration, begin func(context.Context, net.Conn) (*serial.Session, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	ctx, stop := v.whileAlive(ctx)
 	defer stop()
@@ -257,6 +272,9 @@ const dialTimeout = 10 * time.Second
 func (v *vm) Dial(ctx context.Context, port int) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
+	if v.bare {
+		return v.dialLink(ctx, port)
+	}
 	return v.dial(ctx, port)
 }
 

@@ -120,7 +120,7 @@ func testUndeclared(t *testing.T, s *suite) {
 		t.Helper()
 		wantKind(t, what, err, sandbox.Unsupported)
 	}
-	for _, kind := range []sandbox.RootKind{sandbox.RootEROFS, sandbox.RootHost, sandbox.RootRepository} {
+	for _, kind := range []sandbox.RootKind{sandbox.RootEROFS, sandbox.RootHost, sandbox.RootRepository, sandbox.RootDisk} {
 		if !slices.Contains(s.caps.Roots, kind) {
 			refuse("Create with root "+string(kind), s.Runtime.Create(ctx, s.spec(func(spec *sandbox.Spec) { spec.Root.Kind = kind })))
 		}

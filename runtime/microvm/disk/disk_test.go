@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/atoll-run/atoll/guest/wire"
+	"github.com/atoll-run/atoll/image/fulldisk"
 	"github.com/atoll-run/atoll/sandbox"
 )
 
@@ -75,8 +76,8 @@ func TestALayerIsWhatQEMUTakesForOne(t *testing.T) {
 		if err := MakeLayer(path, size); err != nil {
 			t.Fatal(err)
 		}
-		img, err := Inspect(path)
-		if err != nil || img != (Image{QCOW2, size}) {
+		img, err := fulldisk.Inspect(path)
+		if err != nil || img != (fulldisk.Image{Format: fulldisk.QCOW2, Size: size}) {
 			t.Errorf("the layer is %+v, %v", img, err)
 		}
 		if out := run(t, "qemu-img", "check", "-f", "qcow2", path); !strings.Contains(out, "No errors were found") {
@@ -86,41 +87,6 @@ func TestALayerIsWhatQEMUTakesForOne(t *testing.T) {
 	if err := MakeLayer(filepath.Join(t.TempDir(), "x"), maxLayer+1); !sandbox.Is(err, sandbox.Invalid) {
 		t.Errorf("a layer that is too big: %v", err)
 	}
-}
-
-func TestAnImageThatRefersToOtherFilesIsRefused(t *testing.T) {
-	dir := t.TempDir()
-	secret, stacked := filepath.Join(dir, "secret"), filepath.Join(dir, "stacked")
-	if err := os.WriteFile(secret, make([]byte, 1<<20), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", secret, stacked)
-	external := filepath.Join(dir, "external")
-	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file="+filepath.Join(dir, "data"), external, "1M")
-	vmdk := filepath.Join(dir, "vmdk")
-	run(t, "qemu-img", "create", "-q", "-f", "vmdk", vmdk, "1M")
-	for _, path := range []string{stacked, external, vmdk} {
-		if img, err := Inspect(path); !sandbox.Is(err, sandbox.Invalid) {
-			t.Errorf("%s is taken for %+v, %v", path, img, err)
-		}
-	}
-	if img, err := Inspect(secret); err != nil || img != (Image{Raw, 1 << 20}) {
-		t.Errorf("a raw image is %+v, %v", img, err)
-	}
-	if _, err := Inspect(filepath.Join(dir, "missing")); !sandbox.Is(err, sandbox.NotFound) {
-		t.Errorf("a missing image: %v", err)
-	}
-}
-
-func FuzzInspect(f *testing.F) {
-	f.Add(layerHeader(1<<30), int64(1<<20))
-	f.Add([]byte("QFI\xfb"), int64(4))
-	f.Fuzz(func(t *testing.T, head []byte, size int64) {
-		img, err := inspect(head, size)
-		if err == nil && img.Size <= 0 {
-			t.Fatalf("a disk of %d bytes", img.Size)
-		}
-	})
 }
 
 func TestASeedIsFoundByItsLabelAndHasItsFiles(t *testing.T) {

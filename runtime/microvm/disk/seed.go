@@ -19,6 +19,9 @@ type Seed struct {
 	UserData      []byte // "#cloud-config" or a script; empty: nothing to do
 	MetaData      []byte // see MetaData
 	NetworkConfig []byte // see NetworkConfig; nil: DHCP, as cloud-init does by itself
+	// VendorData is what the machine's maker has to say besides the user; nil:
+	// nothing. See AgentData.
+	VendorData []byte
 }
 
 // maxSeed bounds the bytes of one file of a seed.
@@ -28,10 +31,13 @@ const maxSeed = 1 << 20
 // a disk that it cannot write. It replaces what is at path.
 func WriteSeed(path string, s Seed) error {
 	const op = "disk.WriteSeed"
-	// In the order of their names, as a directory has to be.
-	files := []isoFile{{"meta-data", s.MetaData}, {"user-data", s.UserData}}
+	files := []isoFile{{"meta-data", s.MetaData}} // in the order of their names, as a directory has to be
 	if s.NetworkConfig != nil {
-		files = []isoFile{files[0], {"network-config", s.NetworkConfig}, files[1]}
+		files = append(files, isoFile{"network-config", s.NetworkConfig})
+	}
+	files = append(files, isoFile{"user-data", s.UserData})
+	if s.VendorData != nil {
+		files = append(files, isoFile{"vendor-data", s.VendorData})
 	}
 	for _, f := range files {
 		if len(f.data) > maxSeed {
@@ -51,24 +57,22 @@ func MetaData(instance, hostname string) ([]byte, error) {
 }
 
 // NetworkConfig tells cloud-init the address of the machine's interface, which it
-// finds by the MAC address.
+// finds by the MAC address. It is in the form that all systems' ways of configuring a
+// network know how to follow to the default route.
 func NetworkConfig(n wire.MachineNetwork) ([]byte, error) {
 	if n.MAC == "" || !n.Address.IsValid() {
 		return nil, sandbox.Errorf("disk.NetworkConfig", sandbox.Invalid, "", "a network without a MAC address or an address")
 	}
-	eth := map[string]any{
-		"match":     map[string]any{"macaddress": n.MAC},
-		"set-name":  "eth0",
-		"addresses": []string{n.Address.String()},
+	subnet := map[string]any{"type": "static", "address": n.Address.String()}
+	if n.Gateway.IsValid() {
+		subnet["gateway"] = n.Gateway
 	}
+	if n.Resolver.IsValid() {
+		subnet["dns_nameservers"] = []any{n.Resolver}
+	}
+	eth := map[string]any{"type": "physical", "name": "eth0", "mac_address": n.MAC, "subnets": []any{subnet}}
 	if n.MTU != 0 {
 		eth["mtu"] = n.MTU
 	}
-	if n.Gateway.IsValid() {
-		eth["routes"] = []map[string]any{{"to": "0.0.0.0/0", "via": n.Gateway}}
-	}
-	if n.Resolver.IsValid() {
-		eth["nameservers"] = map[string]any{"addresses": []any{n.Resolver}}
-	}
-	return json.Marshal(map[string]any{"version": 2, "ethernets": map[string]any{"eth0": eth}})
+	return json.Marshal(map[string]any{"version": 1, "config": []any{eth}})
 }

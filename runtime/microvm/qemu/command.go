@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+
+	"github.com/atoll-run/atoll/runtime/microvm/vmm"
 )
 
 // translationCache is how much code TCG keeps translated, in MiB. More makes
@@ -11,7 +13,7 @@ import (
 const translationCache = 32
 
 // consoleSize is how much of what the guest's kernel says last is kept, in
-// bytes: enough for a panic.
+// bytes: enough for a panic. A PC's console has all that its system says, see vmm.
 const consoleSize = 16 << 10
 
 // command is what QEMU is told at its start. Numbers are of descriptors in the
@@ -23,9 +25,12 @@ type command struct {
 	shared bool
 	cpus   int
 	mac    net.HardwareAddr
-	kernel *kernelFiles // nil: the machine waits for state
+	kernel *kernelFiles // nil: nothing is booted, or a PC's first disk
+	pc     bool
+	boot   bool // the PC's first disk
 
 	control, serial, memory, tap int
+	firmware                     int // a PC's
 	disks                        []diskFiles
 }
 
@@ -39,6 +44,7 @@ type kernelFiles struct {
 type diskFiles struct {
 	serial string
 	layers []layerFile // from the lowest
+	qcow2  bool        // the lowest one is
 }
 
 // layerFile is the descriptors of one layer. QEMU opens a writable layer anew,
@@ -51,42 +57,81 @@ type layerFile struct {
 // arguments is QEMU's command line. All devices are named, so that state of one
 // machine fits another that was made of the same things.
 func (c command) arguments() []string {
-	args := []string{
-		"-M", "microvm,acpi=on,isa-serial=on,memory-backend=ram,suppress-vmdesc=on",
+	args := append(c.board(),
 		"-accel", c.accel(), "-cpu", c.cpu(), "-smp", strconv.Itoa(c.cpus), "-m", kib(c.size),
 		"-object", fmt.Sprintf("memory-backend-file,id=ram,size=%s,mem-path=/proc/self/fd/%d,share=%s", kib(c.size), c.memory, onOff(c.shared)),
 		"-nodefaults", "-no-user-config", "-display", "none",
-		// A guest that ends leaves QEMU standing until its last words are read.
-		"-action", "reboot=shutdown,shutdown=pause,panic=pause",
 		"-global", "migration.send-configuration=off",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 		// Whoever made us is connected already, so that waiting is over at once; later ones may come and go.
 		"-chardev", fmt.Sprintf("socket,id=control,fd=%d,server=on,wait=off", c.control), "-mon", "chardev=control,mode=control",
-		"-chardev", fmt.Sprintf("ringbuf,id=console,size=%d", consoleSize), "-serial", "chardev:console",
-		"-device", "virtio-serial-device,id=serial",
+		"-serial", "chardev:console",
+		"-device", c.virtio("serial")+",id=serial",
 		"-chardev", fmt.Sprintf("socket,id=guest,fd=%d,server=on,wait=on", c.serial),
-		"-device", "virtserialport,chardev=guest,name=" + c.port,
-		"-device", "virtio-balloon-device,id=balloon,free-page-reporting=on,deflate-on-oom=on",
-		"-device", "virtio-rng-device,id=rng",
-	}
+		"-device", "virtserialport,chardev=guest,name="+c.port,
+		"-device", c.virtio("balloon")+",id=balloon,free-page-reporting=on,deflate-on-oom=on",
+		"-device", c.virtio("rng")+",id=rng",
+	)
 	for i, d := range c.disks {
 		args = append(args, d.arguments(i)...)
+		device := fmt.Sprintf("%s,id=disk%d,serial=%s,drive=%s", c.virtio("blk"), i, d.serial, layerName(i, len(d.layers)-1))
+		if c.pc && i == 0 {
+			device += ",bootindex=0"
+		}
+		args = append(args, "-device", device)
 	}
 	if c.tap > 0 {
-		args = append(args, "-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", c.tap),
-			"-device", "virtio-net-device,id=nic,netdev=net,mac="+c.mac.String())
+		device := c.virtio("net") + ",id=nic,netdev=net,mac=" + c.mac.String()
+		if c.pc {
+			device += ",romfile=" // nothing is booted from the network
+		}
+		args = append(args, "-netdev", fmt.Sprintf("tap,id=net,fd=%d,vhost=off", c.tap), "-device", device)
 	}
-	if k := c.kernel; k != nil {
+	switch k := c.kernel; {
+	case k != nil:
 		args = append(args, "-kernel", fdPath(k.image), "-append", c.kernelArgs()+k.args)
 		if k.initrd > 0 {
 			args = append(args, "-initrd", fdPath(k.initrd))
 		}
-		return args
+	case !c.boot:
+		args = append(args, "-incoming", "defer")
 	}
-	return append(args, "-incoming", "defer")
+	return args
 }
 
-// arguments describes a disk: its layers, each upon the one before, and the device.
+// board is what the devices are on. A guest that ends leaves QEMU standing until
+// its last words are read.
+func (c command) board() []string {
+	const common = ",memory-backend=ram,suppress-vmdesc=on"
+	const end = ",shutdown=pause,panic=pause"
+	if !c.pc {
+		return []string{
+			"-M", "microvm,acpi=on,isa-serial=on" + common, "-action", "reboot=shutdown" + end,
+			"-chardev", fmt.Sprintf("ringbuf,id=console,size=%d", consoleSize),
+		}
+	}
+	// Without graphics the firmware, and with it most boot loaders, is on the console
+	// too. Such systems start themselves anew, at times on their first boot. A machine
+	// whose state was loaded can do so because its firmware is a flash memory: QEMU's
+	// own way to have it would leave it empty there.
+	return []string{
+		"-M", "q35,smm=off,vmport=off,sata=off,smbus=off,graphics=off,pflash0=firmware" + common, "-action", "reboot=reset" + end, "-device", "pvpanic",
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", c.firmware, c.firmware),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=firmware-file,filename=/dev/fdset/%d,read-only=on,locking=off", c.firmware),
+		"-blockdev", "driver=raw,node-name=firmware,file=firmware-file,read-only=on",
+		"-chardev", fmt.Sprintf("ringbuf,id=console,size=%d", vmm.ConsoleSize),
+	}
+}
+
+// virtio is the name of a paravirtual device, on PCI where there is that.
+func (c command) virtio(kind string) string {
+	if c.pc {
+		return "virtio-" + kind + "-pci"
+	}
+	return "virtio-" + kind + "-device"
+}
+
+// arguments describes a disk's layers, each upon the one before.
 func (d diskFiles) arguments(disk int) []string {
 	var args []string
 	for i, l := range d.layers {
@@ -96,14 +141,17 @@ func (d diskFiles) arguments(disk int) []string {
 			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", l.write, l.read))
 		}
 		format := "driver=raw"
-		if i > 0 {
+		switch {
+		case i > 0:
 			format = "driver=qcow2,backing=" + layerName(disk, i-1)
+		case d.qcow2:
+			format = "driver=qcow2"
 		}
 		args = append(args,
 			"-blockdev", fmt.Sprintf("driver=file,node-name=%s,filename=/dev/fdset/%d,read-only=%s,locking=off,discard=unmap,cache.no-flush=on", fileName(disk, i), l.read, readOnly),
 			"-blockdev", fmt.Sprintf("%s,node-name=%s,file=%s,read-only=%s,discard=unmap", format, layerName(disk, i), fileName(disk, i), readOnly))
 	}
-	return append(args, "-device", fmt.Sprintf("virtio-blk-device,id=disk%d,serial=%s,drive=%s", disk, d.serial, layerName(disk, len(d.layers)-1)))
+	return args
 }
 
 // layerName and fileName name the nodes of a disk's layer.

@@ -20,8 +20,9 @@ const nobody = 65534
 
 // spawn starts QEMU where it can do little: as nobody, in namespaces of its own,
 // in the group, under rules that it can never shed. files become the descriptors
-// from 3 on. kvm is the group that may use /dev/kvm, 0 for none.
-func spawn(group *cgroup.Group, program string, args []string, files []*os.File, stderr *os.File, kvm int) (p *process.Process, err error) {
+// from 3 on. kvm is the group that may use /dev/kvm, 0 for none. own says that the
+// guest's memory is nobody else's.
+func spawn(group *cgroup.Group, program string, args []string, files []*os.File, stderr *os.File, kvm int, own bool) (p *process.Process, err error) {
 	cmd := exec.Command(program, args...)
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C", "MALLOC_ARENA_MAX=1"} // its threads need no heap each
 	cmd.Dir = "/"
@@ -45,7 +46,11 @@ func spawn(group *cgroup.Group, program string, args []string, files []*os.File,
 			cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, groupFD
 		}
 		// What is set on this thread, which ends with Run, the new process inherits.
-		if err := errors.Join(unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), keepMemory()); err != nil {
+		err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+		if !own {
+			err = errors.Join(err, keepMemory())
+		}
+		if err != nil {
 			return fmt.Errorf("confine QEMU: %w", err)
 		}
 		p, err = process.Start(cmd)

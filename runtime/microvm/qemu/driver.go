@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"syscall"
 	"time"
@@ -154,7 +155,7 @@ func (d *Driver) start(ctx context.Context, c vmm.Config) (m *machine, err error
 	if err != nil {
 		return nil, errors.Join(err, serial.Close(), control.Close())
 	}
-	p, err := spawn(c.Group, d.program, cmd.arguments(), f.list, words, d.kvm)
+	p, err := spawn(c.Group, d.program, cmd.arguments(), f.list, words, d.kvm, c.Boot)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start QEMU: %w", err), serial.Close(), control.Close(), words.Close())
 	}
@@ -170,7 +171,7 @@ func (d *Driver) start(ctx context.Context, c vmm.Config) (m *machine, err error
 
 // plan opens what QEMU gets.
 func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
-	cmd := command{acceleration: d.accel, port: c.Port, size: c.Size, shared: c.Shared, cpus: c.CPUs, mac: c.MAC}
+	cmd := command{acceleration: d.accel, port: c.Port, size: c.Size, shared: c.Shared, cpus: c.CPUs, mac: c.MAC, pc: c.PC, boot: c.Boot}
 	for name, to := range map[string]*int{controlName: &cmd.control, serialName: &cmd.serial} {
 		l, err := listen(c.Dir, name)
 		if err != nil {
@@ -193,6 +194,12 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 			*to = fd
 		}
 	}
+	if c.PC {
+		var err error
+		if cmd.firmware, err = d.openFirmware(f); err != nil {
+			return cmd, err
+		}
+	}
 	for _, disk := range c.Disks {
 		var layers []layerFile
 		for i, path := range disk.Layers {
@@ -206,9 +213,23 @@ func (d *Driver) plan(c vmm.Config, f *files) (command, error) {
 			}
 			layers = append(layers, l)
 		}
-		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers})
+		cmd.disks = append(cmd.disks, diskFiles{disk.Serial, layers, disk.QCOW2})
 	}
 	return cmd, nil
+}
+
+// openFirmware gives what a PC starts with, SeaBIOS, from where QEMU or a distribution
+// has it.
+func (d *Driver) openFirmware(f *files) (int, error) {
+	const name = "bios-256k.bin"
+	for _, dir := range []string{"/usr/share/seabios", "/usr/share/qemu", filepath.Join(filepath.Dir(d.program), "../share/qemu")} {
+		fd, err := f.open(filepath.Join(dir, name), os.O_RDONLY)
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			return fd, err
+		}
+	}
+	return 0, sandbox.Errorf("qemu.Start", sandbox.Unsupported, name, "the firmware SeaBIOS is not installed, which boots disk images").
+		WithHint("apt install seabios")
 }
 
 // Adopt takes over a QEMU that an earlier process of ours started.

@@ -23,6 +23,8 @@ type machine struct {
 	serial net.Conn // connected from the start; nil once Serial handed it out
 
 	mu      sync.Mutex
+	given   net.Conn // what Serial handed out last; nil before
+	words   []byte   // of the console, not taken yet
 	dir     string
 	memory  *memoryMap    // nil until it was looked up
 	changed chan struct{} // closed and made anew at each event
@@ -65,10 +67,16 @@ func (m *machine) Serial() (net.Conn, error) {
 	conn, dir := m.serial, m.dir
 	m.serial = nil
 	m.mu.Unlock()
-	if conn != nil {
-		return conn, nil
+	if conn == nil {
+		var err error
+		if conn, err = dial(dir, serialName); err != nil {
+			return nil, err
+		}
 	}
-	return dial(dir, serialName)
+	m.mu.Lock()
+	m.given = conn
+	m.mu.Unlock()
+	return conn, nil
 }
 
 // take is called for every event, by the goroutine that reads them.
@@ -82,6 +90,13 @@ func (m *machine) take(e event) {
 	switch e.Name {
 	case eventGone:
 		m.end("")
+	case "RESET":
+		// The agent that was at the other end is gone without a word.
+		m.mu.Lock()
+		if m.given != nil {
+			m.given.Close() // whoever has it notices, and may have closed it
+		}
+		m.mu.Unlock()
 	case "SHUTDOWN", "GUEST_PANICKED":
 		// The reader of events must go on, for the question has an answer.
 		go m.end(shutdownReason(e))
@@ -109,34 +124,62 @@ func shutdownReason(e event) string {
 
 // end records the machine's end, once.
 func (m *machine) end(reason string) {
-	var words string
+	var words []byte
 	if reason != "" {
-		words = m.lastWords()
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		words, _ = m.readConsole(ctx) // without them the reason stands alone
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.keep(words)
 	select {
 	case <-m.ended:
 		return
 	default:
 	}
 	m.cause = reason
-	if panicked := panicLine(words); panicked != "" {
+	if panicked := panicLine(string(words)); panicked != "" {
 		m.cause = "the guest's kernel panicked: " + panicked
 	}
 	close(m.ended)
 }
 
-// lastWords reads the end of the guest's console.
-func (m *machine) lastWords() string {
-	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
-	defer cancel()
-	var text string
-	args := map[string]any{"device": "console", "size": consoleSize, "format": "utf8"}
-	if err := m.qmp.call(ctx, "ringbuf-read", args, &text); err != nil {
-		return ""
+// readConsole takes what the guest wrote to its console since the last time.
+func (m *machine) readConsole(ctx context.Context) ([]byte, error) {
+	const piece = maxMessage / 4
+	var words []byte
+	for len(words) < vmm.ConsoleSize {
+		var text []byte // in base64, which json knows: it may be anything
+		err := m.qmp.call(ctx, "ringbuf-read", map[string]any{"device": "console", "size": piece, "format": "base64"}, &text)
+		words = append(words, text...)
+		if err != nil || len(text) < piece {
+			return words, err
+		}
 	}
-	return text
+	return words, nil
+}
+
+// keep adds to the words that were not taken yet. mu is held.
+func (m *machine) keep(words []byte) {
+	m.words = append(m.words, words...)
+	m.words = m.words[max(0, len(m.words)-vmm.ConsoleSize):]
+}
+
+// Console takes what the guest wrote to its console since the last call.
+func (m *machine) Console(ctx context.Context) ([]byte, error) {
+	words, err := m.readConsole(ctx)
+	if errors.Is(err, errGone) {
+		err = nil // then there is what was read at the end
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keep(words)
+	words, m.words = m.words, nil
+	if err != nil {
+		return words, m.explain("read the console", err)
+	}
+	return words, nil
 }
 
 // panicLine finds why the kernel panicked in what it printed.

@@ -27,6 +27,7 @@ type area struct {
 	address uint64 // in QEMU
 	first   uint32 // page of the guest
 	pages   uint32
+	shared  bool // writes go to the file
 }
 
 // findMemory looks up the mappings. They do not move while QEMU lives.
@@ -81,7 +82,10 @@ func parseMapping(line string) (a area, ok bool) {
 	if errors.Join(err1, err2, err3) != nil || end <= begin {
 		return a, false
 	}
-	return area{address: begin, first: uint32(offset / vmm.PageSize), pages: uint32((end - begin) / vmm.PageSize)}, true
+	return area{
+		address: begin, first: uint32(offset / vmm.PageSize), pages: uint32((end - begin) / vmm.PageSize),
+		shared: strings.HasSuffix(fields[1], "s"),
+	}, true
 }
 
 // Close lets the mappings go.
@@ -96,7 +100,39 @@ const (
 
 // Changed finds the pages that are the machine's own.
 func (m *machine) Changed() ([]vmm.Run, error) {
+	mm, err := m.findMemory()
+	if err != nil {
+		return nil, err
+	}
+	if mm.areas[0].shared {
+		return mm.allocated()
+	}
 	return m.find(changed)
+}
+
+// allocated finds the pages that the file has which QEMU maps. Its page table does
+// not tell: pages of a file leave it when they are swapped out.
+func (mm *memoryMap) allocated() (runs []vmm.Run, err error) {
+	a := mm.areas[0]
+	end := a.address + uint64(a.pages)*vmm.PageSize
+	f, err := os.Open(fmt.Sprintf("/proc/%d/map_files/%x-%x", mm.pid, a.address, end))
+	if err != nil {
+		return nil, fmt.Errorf("open QEMU's memory: %w", err)
+	}
+	defer f.Close()
+	for at := int64(0); ; {
+		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return runs, nil // nothing but a hole is left
+		}
+		if err == nil {
+			at, err = unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for pages of QEMU's memory: %w", err)
+		}
+		runs = append(runs, vmm.Run{First: uint32(from / vmm.PageSize), Count: uint32((at - from) / vmm.PageSize)})
+	}
 }
 
 // changed reports whether an entry of a page table is of a page of the process's own.

@@ -36,8 +36,8 @@ type Driver interface {
 	// the host's.
 	CPUs(wanted int) int
 
-	// Start starts a machine. With a Kernel it boots at once; without one it
-	// waits for Load. A failed Start leaves no process.
+	// Start starts a machine. With a Kernel, or as a PC with Boot, it boots at once;
+	// else it waits for Load. A failed Start leaves no process.
 	Start(ctx context.Context, c Config) (Machine, error)
 
 	// Adopt takes hold of a machine that an earlier process started with the
@@ -50,7 +50,9 @@ type Config struct {
 	Dir    string        // of the machine's sockets; exists
 	Port   string        // name of the virtio-serial port to the guest agent
 	Group  *cgroup.Group // in which its process is born; exists
-	Kernel *Kernel       // nil: the machine waits for Load
+	Kernel *Kernel       // what it boots; nil: nothing, or a PC's first disk
+	PC     bool          // has what systems look for that are not made for us: firmware, a PCI bus
+	Boot   bool          // a PC: its firmware boots the first disk
 	Memory *os.File      // memfd of the guest's memory, as long as that
 	Size   int64         // bytes, as Driver.Memory rounds
 	Shared bool          // writes go to Memory itself; else they are the machine's own
@@ -71,9 +73,11 @@ type Kernel struct {
 type Disk struct {
 	// Serial is the serial number by which the guest finds it.
 	Serial string
-	// Layers are files from the lowest to the uppermost. The lowest is raw, the
-	// others are qcow2 with headers that name nothing.
+	// Layers are files from the lowest to the uppermost. The lowest is raw unless
+	// QCOW2 says otherwise, the others are qcow2; no header names another file.
 	Layers []string
+	// QCOW2 says that the lowest layer is qcow2, too.
+	QCOW2 bool
 	// Writable says that the guest writes to the uppermost layer.
 	Writable bool
 }
@@ -87,8 +91,13 @@ type Machine interface {
 	Process() *process.Process
 
 	// Serial returns the host's end of the guest agent's port. There is one at a
-	// time: the machine drops the earlier.
+	// time: the machine drops the earlier, and that of a guest that starts anew.
 	Serial() (net.Conn, error)
+
+	// Console takes what the guest wrote to its console since the last call, the
+	// newest ConsoleSize bytes at most. What it wrote last it is asked for after the
+	// end, too.
+	Console(ctx context.Context) ([]byte, error)
 
 	// Load gives the device state to a machine that waits, and lets it run.
 	Load(ctx context.Context, devices *os.File) error
@@ -102,7 +111,8 @@ type Machine interface {
 	SaveDevices(ctx context.Context, to *os.File) error
 
 	// Changed finds the pages that a paused machine has changed of the memory it
-	// was started with, in ascending order.
+	// was started with, in ascending order. Of a Shared one these are all that are
+	// not zeros for want of a page.
 	Changed() ([]Run, error)
 
 	// Touched finds the pages that the machine has read or changed since it
@@ -161,6 +171,10 @@ type Machine interface {
 	Kill() error
 	Close() error
 }
+
+// ConsoleSize is how many bytes of a PC's console are kept until they are taken.
+// Machines that are none have a console for a kernel's last words, and keep fewer.
+const ConsoleSize = 1 << 20
 
 // Run is a number of neighbouring pages.
 type Run struct{ First, Count uint32 }
