@@ -245,9 +245,36 @@ func (e *encoder) packLiterals(c *cutGroup, r *record) (err error) {
 	if r.dictionary = len(with.Dictionary); r.dictionary == 0 {
 		c.fromNew, c.fromBase = nil, nil
 	}
-	r.frame, err = pack.AppendFrame(make([]byte, 0, len(data)/4+64), data, with, plan)
+	if plan.Coder != pack.Stored && plan.Planes == 0 && plan.Level < usual.Level && e.options.Link.Bandwidth < usualKeepsUp {
+		plan = usual // a sample sees no repetition farther than its windows, and here a better search costs no time
+	}
+	r.frame, err = packFrame(data, with, sample, plan)
 	return err
 }
+
+// packFrame packs by a plan. A frame holds pages of many files, so that a sample may mislead: where it says that there is nothing to
+// gain, or that all are numbers, the usual way is tried on the whole.
+func packFrame(data []byte, with pack.With, s pack.Sample, p pack.Plan) ([]byte, error) {
+	if s.Class == pack.Packed && p.Coder == pack.Stored {
+		p = usual
+	}
+	frame, err := pack.AppendFrame(make([]byte, 0, len(data)/4+64), data, with, p)
+	if err != nil || p.Planes == 0 || p.Against {
+		return frame, err
+	}
+	plain, err := pack.AppendFrame(nil, data, pack.With{}, usual)
+	if len(plain) < len(frame) {
+		return plain, err
+	}
+	return frame, err
+}
+
+// usual packs what nothing better is known of. On bytes that cannot be packed it is fast.
+var usual = pack.Plan{Coder: pack.Zstd, Level: zstd.SpeedDefault}
+
+// usualKeepsUp is up to which bandwidth, in bytes per second, one core packs by it no slower than what a quarter of the bytes takes
+// to be sent.
+const usualKeepsUp = 50e6
 
 // leastDictionary is which part of the literals a dictionary must be, at least, to be worth its search: a sixteenth saves 3 %
 // of a frame, less next to nothing.
