@@ -27,16 +27,15 @@ func (r *Runtime) awaitHeads(ctx context.Context, dir string, o origin, wants *o
 	defer stop()
 	for _, file := range o.Base {
 		for asked := (time.Time{}); ; {
-			short, err := file.head(dir, o.Shape.Memory)
+			size, err := file.head(dir, o.Shape.Memory)
 			if err == nil {
 				break
 			}
-			if short {
+			if size == 0 {
 				return fmt.Errorf("%s: %w", file.Name, pager.ErrLost)
 			}
 			if time.Since(asked) > headAsk {
-				arrive.Ask(wants, arrive.Want{File: file.Name})
-				arrive.Ask(wants, arrive.Want{File: file.Name, Offset: pagesFixed + file.Bytes})
+				file.askHead(wants, size)
 				asked = time.Now()
 			}
 			select {
@@ -49,18 +48,31 @@ func (r *Runtime) awaitHeads(ctx context.Context, dir string, o origin, wants *o
 	return nil
 }
 
-// head reads what must be there of a page file; short: it will never come.
-func (p pageFile) head(dir string, size int64) (short bool, err error) {
+// askHead asks for what is before the pages of a file of size bytes, and for the sums behind them: all that is no pages lies in so
+// many bytes at its beginning or its end.
+func (p pageFile) askHead(wants *os.File, size int64) {
+	rest := size - p.Bytes
+	for at := int64(0); at < rest; at += arrive.PieceSize {
+		arrive.Ask(wants, arrive.Want{File: p.Name, Offset: at})
+		arrive.Ask(wants, arrive.Want{File: p.Name, Offset: size - 1 - at})
+	}
+	arrive.Ask(wants, arrive.Want{File: p.Name, Offset: max(size-rest, 0)})
+}
+
+// head reads what must be there of a page file, of a memory of so many bytes. When it is not there yet, size is the whole file's in
+// bytes, or 0 if it will never come.
+func (p pageFile) head(dir string, memory int64) (size int64, err error) {
 	f, err := os.Open(filepath.Join(dir, p.Name))
 	if err != nil {
-		return true, err
+		return 0, err
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || info.Size() == 0 {
-		return true, errors.Join(err, errDamaged)
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return 0, errors.Join(err, errDamaged)
 	}
-	_, err = p.layer(f, size)
-	return false, err
+	_, err = p.layer(f, memory)
+	return info.Size(), err
 }
 
 // settled fails as long as a part of what a machine was restored from is on its way: it could not be saved whole.
