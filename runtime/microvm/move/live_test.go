@@ -248,8 +248,8 @@ func TestAMachineMovesWhileItWorks(t *testing.T) {
 	}
 	t.Logf("measured: FR5.4 moved within %d ms, stood still %d ms with all memory compared, %d KiB sent of %d KiB that QEMU sent: %+v",
 		report.total.Milliseconds(), report.downtime.Milliseconds(), report.Wire>>10, report.Read>>10, report.Stats)
-	if report.Equal*10 < report.Pages*9 {
-		t.Errorf("of %d pages only %d were left out", report.Pages, report.Equal)
+	if all := m.size / vmm.PageSize; int64(report.Equal)*10 < all*9 { // what it writes meanwhile is sent again and again
+		t.Errorf("of %d pages of memory only %d were left out", all, report.Equal)
 	}
 	if err := source.Kill(); err != nil {
 		t.Fatal(err)

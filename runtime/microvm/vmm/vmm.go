@@ -9,6 +9,7 @@ package vmm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -196,11 +197,24 @@ func NewMemory(size int64) (*os.File, error) {
 	return f, nil
 }
 
+const (
+	// sealTries bounds how often sealing is tried, sealPause apart: the kernel refuses while anything has a hold of a page, such
+	// as what moves pages about or a monitor that has ended and is not gone yet.
+	sealTries = 250
+	sealPause = 20 * time.Millisecond
+)
+
 // Seal makes memory immutable for ever, which nobody may have mapped for writing.
 func Seal(memory *os.File) error {
 	const seals = unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		return fmt.Errorf("seal memory: %w", err)
+	for try := 1; ; try++ {
+		_, err := unix.FcntlInt(memory.Fd(), unix.F_ADD_SEALS, seals)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || try == sealTries {
+			return fmt.Errorf("seal memory: %w", err)
+		}
+		time.Sleep(sealPause)
 	}
-	return nil
 }
