@@ -96,8 +96,8 @@ func (n *Node) Reach(ctx context.Context, id string, port int, wake bool) (net.C
 	}
 	var c net.Conn
 	if err == nil {
-		c, err = n.dialer(rec)(ctx, port)
-		if sandbox.Is(err, sandbox.Conflict) && !wake { // it is being saved, or its end is not on record yet
+		c, err = n.dialSaved(ctx, e, rec, port)
+		if sandbox.Is(err, sandbox.Conflict) && !wake { // its end is not on record yet
 			err = sandbox.E(op, sandbox.Unavailable, rec.Name, err)
 		}
 	}
@@ -109,6 +109,25 @@ func (n *Node) Reach(ctx context.Context, id string, port int, wake bool) (net.C
 		return c, nil
 	}
 	return &visit{c, leave}, nil
+}
+
+// savedFor bounds how long a dial waits for a sandbox that is on record as running and stands still: it is being saved, or was
+// when a daemon was killed, and goes on as soon as the next one has looked at it.
+const savedFor = 10 * time.Second
+
+// dialSaved dials a sandbox that is on record as running.
+func (n *Node) dialSaved(ctx context.Context, e *entry, rec Sandbox, port int) (net.Conn, error) {
+	for began := time.Now(); ; {
+		c, err := n.dialer(rec)(ctx, port)
+		if !sandbox.Is(err, sandbox.Conflict) || time.Since(began) > savedFor || n.record(e).State != sandbox.Running {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(settlePause):
+		}
+	}
 }
 
 // settlePause is how often it is looked whether a move has ended.
