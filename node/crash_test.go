@@ -213,3 +213,21 @@ func (h *host) machines() []sandbox.Status {
 	}
 	return list
 }
+
+// conformance: FR5.2
+func TestASandboxThatWasStoppedOffTheRecordGoesOn(t *testing.T) {
+	h, ctx := newHost(t), context.Background()
+	sb := h.create(CreateRequest{})
+	r, err := h.Runtime(sb.Runtime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Pause(ctx, sb.ID); err != nil { // what a pause, a snapshot or a move does first
+		t.Fatal(err)
+	}
+	h.crash()
+	h.open()
+	if got := h.sh(sb.ID, "echo alive"); got != "alive" {
+		t.Errorf("it says %q", got)
+	}
+}

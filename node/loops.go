@@ -121,6 +121,12 @@ func (n *Node) apply(ctx context.Context, a action, seen observed) error {
 	case actPause:
 		return n.pauseInTime(ctx, e, rec)
 	case actAdopt:
+		if rec.State == sandbox.Running && seen[rec.Runtime][rec.ID].State == sandbox.Paused {
+			// A daemon was killed after it had stopped the sandbox and before that was on record.
+			if err := n.runtimes[rec.Runtime].Resume(ctx, rec.ID); err != nil {
+				return err
+			}
+		}
 		n.adoptPorts(e, rec)
 		n.followMain(e)
 	}
