@@ -66,7 +66,7 @@ func (c *Carrier) depart(ctx context.Context, to peer.Peer, p passage) (*departi
 	d := &departing{body: body, end: end, hold: context.AfterFunc(ctx, end), answer: make(chan error, 1),
 		pace: func(n int) error { return c.cfg.Pacer.Wait(life, pace.Migration, n) }}
 	go func() {
-		resp, err := l.Do(life, http.MethodPost, livePath, from)
+		resp, err := l.Do(life, http.MethodPost, livePath, from) //nolint:bodyclose // finish closes it, and the end of life does
 		if err != nil {
 			_ = from.CloseWithError(err)
 		}

@@ -225,12 +225,7 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 	}
 	switch s {
 	case migrate.Prepare:
-		v, err := m.ask(ctx, "prepare", departure{Sandbox: m.sb.ID, Name: m.sb.Name, Runtime: m.sb.Runtime})
-		m.result.Way, m.result.Why = BySnapshots, n.Sendable(m.sb)
-		if m.result.Why == "" && !v.Live {
-			m.result.Why = "the other node takes none in live"
-		}
-		m.live = m.result.Why == ""
+		err := m.prepare(ctx)
 		return settled(err), 0, err
 	case migrate.Copy:
 		snap, err := n.Checkpoint(ctx, m.sb.ID)
@@ -287,6 +282,17 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		return settled(err), 0, err
 	}
 	return migrate.Done, 0, nil
+}
+
+// prepare has the other node get ready, and decides which way the sandbox goes.
+func (m *mover) prepare(ctx context.Context) error {
+	v, err := m.ask(ctx, "prepare", departure{Sandbox: m.sb.ID, Name: m.sb.Name, Runtime: m.sb.Runtime})
+	m.result.Way, m.result.Why = BySnapshots, m.c.cfg.Node.Sendable(m.sb)
+	if m.result.Why == "" && !v.Live {
+		m.result.Why = "the other node takes none in live"
+	}
+	m.live = m.result.Why == ""
+	return err
 }
 
 // sendLive sends the sandbox while it runs. When it is Done the sandbox stands still, and its end is sent by Switch.

@@ -80,6 +80,18 @@ func again(rounds []int64) bool {
 	return n == 1 || rounds[n-1] < rounds[n-2]/10*7
 }
 
+// copied returns the state after a copy of so many bytes.
+func (s State) copied(wire int64) State {
+	next := State{Step: Freeze, Live: s.Live, Rounds: append(append([]int64(nil), s.Rounds...), wire)}
+	switch {
+	case s.Live:
+		next.Step = Stream
+	case again(next.Rounds):
+		next.Step = Copy
+	}
+	return next
+}
+
 // Next returns the state after a step. wire is the bytes that a Copy sent. cancelled says that the caller has given up,
 // which counts until the target was told to start the sandbox.
 func (s State) Next(o Outcome, wire int64, cancelled bool) State {
@@ -95,15 +107,7 @@ func (s State) Next(o Outcome, wire int64, cancelled bool) State {
 		if !good {
 			return to(Drop)
 		}
-		rounds := append(append([]int64(nil), s.Rounds...), wire)
-		next := State{Step: Freeze, Live: s.Live, Rounds: rounds}
-		switch {
-		case s.Live:
-			next.Step = Stream
-		case again(rounds):
-			next.Step = Copy
-		}
-		return next
+		return s.copied(wire)
 	case Stream:
 		switch {
 		case good:
