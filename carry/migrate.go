@@ -233,7 +233,7 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		m.live = m.result.Why == ""
 		return settled(err), 0, err
 	case migrate.Copy:
-		snap, err := n.Checkpoint(ctx, m.sb.ID)
+		snap, err := n.Checkpoint(ctx, m.sb.ID, m.live)
 		if err != nil {
 			return migrate.Failed, 0, err
 		}
@@ -308,7 +308,7 @@ func (m *mover) sendLive(ctx context.Context) (migrate.Outcome, int64, error) {
 	case err == nil:
 		return migrate.Done, 0, nil
 	case sandbox.Is(err, sandbox.Unsupported):
-		m.stream, m.result.Why = nil, err.Error()
+		m.stream, m.live, m.result.Why = nil, false, err.Error()
 		return migrate.Refused, 0, err
 	}
 	return migrate.Failed, 0, err // the target was not told to start it

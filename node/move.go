@@ -37,8 +37,9 @@ func (n *Node) Movable(sb Sandbox) error {
 	return Portable(snapshot.Manifest{ID: sb.Name, Spec: sb.Spec})
 }
 
-// Checkpoint saves the state of a running sandbox, which goes on, for a move.
-func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {
+// Checkpoint saves the state of a running sandbox, which goes on, for a move. live says that Send is next, which then may have to
+// bring what has changed of it.
+func (n *Node) Checkpoint(ctx context.Context, ref string, live bool) (Snapshot, error) {
 	const op = "node.Checkpoint"
 	e, err := n.lock(ctx, op, ref)
 	if err != nil {
@@ -49,7 +50,7 @@ func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
 		return Snapshot{}, err
 	}
-	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoMove})
+	return n.takeState(ctx, rec, Snapshot{Auto: autoMove}, sandbox.SnapshotOptions{Ahead: live})
 }
 
 // Depart stops a running sandbox with its state on disk and notes that it leaves for another node. From then on it does not
