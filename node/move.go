@@ -157,7 +157,7 @@ func (n *Node) arrive(ctx context.Context, s Snapshot, rec Sandbox, in *Incoming
 	}
 	rec.State, rec.Reason, rec.Moving, rec.Moved, rec.Suspended, rec.Pooled = sandbox.Creating, "", arriving, "", "", ""
 	rec.StartedAt, rec.PausedAt, rec.EndedAt, rec.Spec.Link, rec.Parent = time.Now().UTC(), nil, nil, nil, s.Parent
-	rec.Main = rec.Main.detached()
+	rec.Main, rec.Moves = rec.Main.detached(), rec.Moves+1 // on record once it runs
 	rec.Ports = freePorts(rec.Ports, before.Ports)
 	if in != nil {
 		in.before = before
@@ -167,6 +167,12 @@ func (n *Node) arrive(ctx context.Context, s Snapshot, rec Sandbox, in *Incoming
 		err = errors.Join(err, n.remember(ctx, before))
 	}
 	return sb, err
+}
+
+// HasArrived reports whether a sandbox that had moved so many times before has come here since, even if it has gone on, or ended.
+func (n *Node) HasArrived(ctx context.Context, id string, moves int) bool {
+	sb, err := n.Get(ctx, id)
+	return err == nil && sb.ID == id && sb.State != sandbox.Creating && sb.Moves > moves
 }
 
 // remember puts the record of a sandbox back that moved away and did not come back after all.
