@@ -67,11 +67,12 @@ type departure struct {
 	Name     string `json:"name,omitempty"`
 	Runtime  string `json:"runtime,omitempty"`
 	Snapshot string `json:"snapshot,omitempty"` // of Switch: its final state
+	Moves    int    `json:"moves,omitempty"`    // how often it had moved before
 }
 
 // verdict is what a target answers.
 type verdict struct {
-	Runs bool `json:"runs"`
+	Runs bool `json:"runs"` // or has arrived, and has gone on or ended since
 	// Live says that a sandbox can be sent while it runs.
 	Live    bool   `json:"live,omitempty"`
 	Problem string `json:"problem,omitempty"` // why it does not run
@@ -228,7 +229,7 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		err := m.prepare(ctx)
 		return settled(err), 0, err
 	case migrate.Copy:
-		snap, err := n.Checkpoint(ctx, m.sb.ID)
+		snap, err := n.Checkpoint(ctx, m.sb.ID, m.live)
 		if err != nil {
 			return migrate.Failed, 0, err
 		}
@@ -252,11 +253,11 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 			m.result.Way = Live
 			return settled(err), 0, err
 		}
-		_, err := m.ask(ctx, "switch", departure{Sandbox: m.sb.ID, Snapshot: m.final})
+		_, err := m.ask(ctx, "switch", departure{Sandbox: m.sb.ID, Moves: m.sb.Moves, Snapshot: m.final})
 		m.result.Downtime = time.Since(m.frozen)
 		return settled(err), 0, err
 	case migrate.Ask:
-		v, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
+		v, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID, Moves: m.sb.Moves})
 		if err == nil && v.Runs {
 			return migrate.Runs, 0, nil
 		}
@@ -278,7 +279,7 @@ func (m *mover) step(ctx context.Context, s migrate.Step) (migrate.Outcome, int6
 		return settled(err), 0, err
 	case migrate.Drop:
 		n.DropCopies(m.sb.ID)
-		_, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID})
+		_, err := m.ask(ctx, "give-up", departure{Sandbox: m.sb.ID, Moves: m.sb.Moves})
 		return settled(err), 0, err
 	}
 	return migrate.Done, 0, nil
@@ -314,7 +315,7 @@ func (m *mover) sendLive(ctx context.Context) (migrate.Outcome, int64, error) {
 	case err == nil:
 		return migrate.Done, 0, nil
 	case sandbox.Is(err, sandbox.Unsupported):
-		m.stream, m.result.Why = nil, err.Error()
+		m.stream, m.live, m.result.Why = nil, false, err.Error()
 		return migrate.Refused, 0, err
 	}
 	return migrate.Failed, 0, err // the target was not told to start it
@@ -425,18 +426,12 @@ func (c *Carrier) arrival(from, id string) *arrival {
 	return nil
 }
 
-// runs reports whether the sandbox has arrived.
-func (c *Carrier) runs(ctx context.Context, id string) bool {
-	sb, err := c.cfg.Node.Get(ctx, id)
-	return err == nil && sb.ID == id && sb.State != sandbox.Terminated && sb.State != sandbox.Creating
-}
-
 // arrive starts the sandbox, unless this node gave up, or was started anew, since it promised to.
 func (c *Carrier) arrive(ctx context.Context, from string, d departure) (verdict, error) {
 	const op = "carry.Migrate"
 	a := c.arrival(from, d.Sandbox)
 	if a == nil {
-		if c.runs(ctx, d.Sandbox) {
+		if c.cfg.Node.HasArrived(ctx, d.Sandbox, d.Moves) {
 			return verdict{Runs: true}, nil
 		}
 		return verdict{}, sandbox.Errorf(op, sandbox.Conflict, d.Sandbox, "the receiving node does not expect this sandbox (any more)")
@@ -468,7 +463,8 @@ func (c *Carrier) forget(id string) {
 	delete(c.arrivals.prepared, id)
 }
 
-// giveUp promises that the sandbox does not run here and will not, or says that it does.
+// giveUp promises that the sandbox does not run here and will not, or says that it does, or did: what has gone on from here is the
+// source's no more.
 func (c *Carrier) giveUp(ctx context.Context, from string, d departure) (verdict, error) {
 	if a := c.arrival(from, d.Sandbox); a != nil {
 		a.live.giveUp()
@@ -478,7 +474,7 @@ func (c *Carrier) giveUp(ctx context.Context, from string, d departure) (verdict
 			c.forget(d.Sandbox)
 		}
 	}
-	if c.runs(ctx, d.Sandbox) {
+	if c.cfg.Node.HasArrived(ctx, d.Sandbox, d.Moves) {
 		return verdict{Runs: true}, nil
 	}
 	c.cfg.Node.DropCopies(d.Sandbox)

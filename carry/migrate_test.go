@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -233,6 +234,91 @@ func testDoubt(t *testing.T, way carry.Way) {
 	<-moved
 	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
 		t.Errorf("it runs on %v", where)
+	}
+}
+
+// conformance: V3
+func TestASandboxThatHasGoneOnDoesNotComeBackToLifeWhereItWas(t *testing.T) {
+	for way := range ways {
+		for _, ends := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/%t", way, ends), func(t *testing.T) { testGoneOn(t, way, ends) })
+		}
+	}
+}
+
+// testGoneOn has the source die before it hears that the sandbox has arrived, which then moves on, or ends.
+func testGoneOn(t *testing.T, way carry.Way, ends bool) {
+	dead := false
+	var end func()
+	a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
+		if dead || s == migrate.Clean {
+			dead = true
+			end()
+			return migrate.Unknown, errors.New("killed")
+		}
+		return 0, nil
+	})
+	c := newHostWith(t, "c", options{snapshots: ways[way]})
+	peertest.Join(t, b.Node, c.Node, c.Addr)
+	end = func() { _ = a.Carrier.Close() }
+	if _, err := a.Migrate(ctx, "mover", "b", nil); err == nil {
+		t.Fatal("it has not been killed")
+	}
+	var want []string
+	if ends {
+		if err := b.node().Remove(ctx, sb.ID); err != nil {
+			t.Fatal(err)
+		}
+	} else {
+		if _, err := b.Migrate(ctx, "mover", "c", nil); err != nil {
+			t.Fatal(err)
+		}
+		want = []string{c.Node.ID()}
+	}
+	a.fault = nil
+	again := a.carrier() // the next process on the same state
+	again.Use(a.Group)
+	again.Recover(ctx)
+	if where := running(t, sb.ID, a, b, c); !slices.Equal(where, want) {
+		t.Errorf("it runs on %v, not on %v", where, want)
+	}
+	if got, err := a.node().Get(ctx, sb.ID); err != nil || got.Moved != b.Node.ID() || got.Moving != "" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// conformance: V3
+func TestThatASandboxWasThereBeforeDoesNotCountAsItsArrival(t *testing.T) {
+	for way := range ways {
+		t.Run(string(way), func(t *testing.T) { testWasThere(t, way) })
+	}
+}
+
+func testWasThere(t *testing.T, way carry.Way) {
+	boom := false
+	a, b, sb := movers(t, way, func(s migrate.Step) (migrate.Outcome, error) {
+		if boom && s == migrate.Switch {
+			return migrate.Unknown, errors.New("no answer")
+		}
+		return 0, nil
+	})
+	for _, m := range []struct {
+		from *host
+		to   string
+	}{{a, "b"}, {b, "a"}} {
+		if _, err := m.from.Migrate(ctx, sb.ID, m.to, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	boom = true
+	if _, err := a.Migrate(ctx, sb.ID, "b", nil); err == nil {
+		t.Error("the move succeeds without a switch")
+	}
+	if where := running(t, sb.ID, a, b); len(where) != 1 || where[0] != a.Node.ID() {
+		t.Errorf("it runs on %v", where)
+	}
+	if got, err := a.node().Get(ctx, sb.ID); err != nil || got.Moves != 2 || got.Moving != "" {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

@@ -37,8 +37,8 @@ func TestWhoIsConnectedMissesNothingWhenAMachineMovesLive(t *testing.T) {
 	testConnected(t, microvm.Name)
 }
 
-// idleStream bounds what the stream of an idle machine is beside its first copy, in bytes.
-const idleStream = 1 << 20
+// idleMove bounds what an idle machine takes in all where what it was made of is held, in bytes.
+const idleMove = 1 << 20
 
 // conformance: V3
 func TestAnIdleMachineMovesLiveInFewBytes(t *testing.T) {
@@ -58,7 +58,6 @@ func TestAnIdleMachineMovesLiveInFewBytes(t *testing.T) {
 		boxes = append(boxes, sb)
 	}
 	// The first brings along what both were cloned from.
-	var first int64
 	for i, move := range []struct {
 		sb   node.Sandbox
 		from *native.Client
@@ -73,13 +72,8 @@ func TestAnIdleMachineMovesLiveInFewBytes(t *testing.T) {
 		if moved.Way != carry.Live {
 			t.Errorf("moved %s: %s", moved.Way, moved.Why)
 		}
-		if moved.Stream > idleStream {
-			t.Errorf("a stream of %d bytes", moved.Stream)
-		}
-		if i == 0 {
-			first = moved.Wire
-		} else if moved.Wire*3 > first {
-			t.Errorf("%d bytes were sent, and %d when the node had not what it was cloned from", moved.Wire, first)
+		if i > 0 && moved.Wire >= idleMove {
+			t.Errorf("%d bytes were sent", moved.Wire)
 		}
 	}
 	for i, c := range []*native.Client{a, b} {

@@ -44,7 +44,7 @@ const (
 // State is how far a move is. The zero value is not one; see Begin and Recover.
 type State struct {
 	Step   Step    `json:"step"`
-	Live   bool    `json:"live,omitempty"`   // it can be sent while it runs, after one copy
+	Live   bool    `json:"live,omitempty"`   // it can be sent while it runs, after one copy, which may be of little
 	Rounds []int64 `json:"rounds,omitempty"` // bytes that each copy took
 }
 
@@ -114,10 +114,7 @@ func (s State) Next(o Outcome, wire int64, cancelled bool) State {
 			return to(Switch)
 		case o == Refused && !cancelled:
 			s.Live = false
-			if again(s.Rounds) {
-				return to(Copy)
-			}
-			return to(Freeze)
+			return to(Copy) // the one before may be without what has changed of it
 		}
 		return to(Thaw) // also when it goes on already
 	case Freeze:

@@ -25,9 +25,15 @@ func Portable(m snapshot.Manifest) error {
 	return nil
 }
 
-// Holds returns files that the runtimes have besides snapshots, by digest ("blake3:" and hexadecimal digits).
+// Holds returns files that the runtimes have besides snapshots, and the roots of sandboxes that are here, whose images may be
+// gone, by digest ("blake3:" and hexadecimal digits).
 func (n *Node) Holds() map[string]string {
 	out := make(map[string]string)
+	for _, rec := range n.records(func(r Sandbox) bool {
+		return live(r.State) && r.Spec.Root.Kind == sandbox.RootEROFS && r.Spec.Root.Digest != ""
+	}) {
+		out[rec.Spec.Root.Digest] = rec.Spec.Root.Path
+	}
 	for _, r := range n.runtimes {
 		if h, ok := r.(interface{ Holds() map[string]string }); ok {
 			maps.Copy(out, h.Holds())

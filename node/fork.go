@@ -52,6 +52,11 @@ func (n *Node) Snapshot(ctx context.Context, ref, name string) (Snapshot, error)
 // takeSnapshot saves rec's state under the name and purpose in s. The entry's
 // op is held.
 func (n *Node) takeSnapshot(ctx context.Context, rec Sandbox, s Snapshot) (Snapshot, error) {
+	return n.takeState(ctx, rec, s, sandbox.SnapshotOptions{})
+}
+
+// takeState is takeSnapshot in the runtime's way that opts asks for.
+func (n *Node) takeState(ctx context.Context, rec Sandbox, s Snapshot, opts sandbox.SnapshotOptions) (Snapshot, error) {
 	const op = "node.Snapshot"
 	r, err := n.Runtime(rec.Runtime)
 	if err != nil {
@@ -65,7 +70,7 @@ func (n *Node) takeSnapshot(ctx context.Context, rec Sandbox, s Snapshot) (Snaps
 	if err != nil {
 		return Snapshot{}, err
 	}
-	if err := r.Snapshot(ctx, rec.ID, draft.Dir, sandbox.SnapshotOptions{}); err != nil {
+	if err := r.Snapshot(ctx, rec.ID, draft.Dir, opts); err != nil {
 		_ = draft.Abort() // swept at the next start if it fails
 		return Snapshot{}, err
 	}

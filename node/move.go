@@ -37,8 +37,9 @@ func (n *Node) Movable(sb Sandbox) error {
 	return Portable(snapshot.Manifest{ID: sb.Name, Spec: sb.Spec})
 }
 
-// Checkpoint saves the state of a running sandbox, which goes on, for a move.
-func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {
+// Checkpoint saves the state of a running sandbox, which goes on, for a move. live says that Send is next, which then may have to
+// bring what has changed of it.
+func (n *Node) Checkpoint(ctx context.Context, ref string, live bool) (Snapshot, error) {
 	const op = "node.Checkpoint"
 	e, err := n.lock(ctx, op, ref)
 	if err != nil {
@@ -49,7 +50,7 @@ func (n *Node) Checkpoint(ctx context.Context, ref string) (Snapshot, error) {
 	if err := mustBe(op, rec, sandbox.Running); err != nil {
 		return Snapshot{}, err
 	}
-	return n.takeSnapshot(ctx, rec, Snapshot{Auto: autoMove})
+	return n.takeState(ctx, rec, Snapshot{Auto: autoMove}, sandbox.SnapshotOptions{Ahead: live})
 }
 
 // Depart stops a running sandbox with its state on disk and notes that it leaves for another node. From then on it does not
@@ -156,7 +157,7 @@ func (n *Node) arrive(ctx context.Context, s Snapshot, rec Sandbox, in *Incoming
 	}
 	rec.State, rec.Reason, rec.Moving, rec.Moved, rec.Suspended, rec.Pooled = sandbox.Creating, "", arriving, "", "", ""
 	rec.StartedAt, rec.PausedAt, rec.EndedAt, rec.Spec.Link, rec.Parent = time.Now().UTC(), nil, nil, nil, s.Parent
-	rec.Main = rec.Main.detached()
+	rec.Main, rec.Moves = rec.Main.detached(), rec.Moves+1 // on record once it runs
 	rec.Ports = freePorts(rec.Ports, before.Ports)
 	if in != nil {
 		in.before = before
@@ -166,6 +167,12 @@ func (n *Node) arrive(ctx context.Context, s Snapshot, rec Sandbox, in *Incoming
 		err = errors.Join(err, n.remember(ctx, before))
 	}
 	return sb, err
+}
+
+// HasArrived reports whether a sandbox that had moved so many times before has come here since, even if it has gone on, or ended.
+func (n *Node) HasArrived(ctx context.Context, id string, moves int) bool {
+	sb, err := n.Get(ctx, id)
+	return err == nil && sb.ID == id && sb.State != sandbox.Creating && sb.Moves > moves
 }
 
 // remember puts the record of a sandbox back that moved away and did not come back after all.

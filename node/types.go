@@ -55,6 +55,8 @@ type Sandbox struct {
 	Moving string `json:"moving,omitempty"`
 	// Moved is the node that the sandbox has moved to, where whoever asks for it here is sent. Empty as a rule.
 	Moved string `json:"moved,omitempty"`
+	// Moves is how often it has moved from one node to another; of the records of several nodes, the highest is of where it was last.
+	Moves int `json:"moves,omitempty"`
 	// Restarts is how often in a row it was lost and made anew.
 	Restarts int `json:"restarts,omitempty"`
 	// Pooled is the template for which this sandbox waits to be claimed; such

@@ -98,7 +98,10 @@ type Runtime interface {
 
 // SnapshotOptions says how to take a snapshot.
 type SnapshotOptions struct {
-	Stop bool // end the sandbox once the state is safe on disk, as for a pause that frees its memory
+	// Ahead says that Send follows at once and is all that the snapshot is for: what has changed of the sandbox may be left out of
+	// it, for Send to bring. Such a snapshot may not be restorable.
+	Ahead bool
+	Stop  bool // end the sandbox once the state is safe on disk, as for a pause that frees its memory
 }
 
 // Isolation ranks what stands between a sandbox and its host.

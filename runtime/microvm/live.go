@@ -33,7 +33,7 @@ func (r *Runtime) Send(ctx context.Context, id, dir string, w io.Writer) (stoppe
 	if last := len(layers) - 1; !slices.Equal(layers[:last], m.Origin.Layers) {
 		return stopped, sandbox.Errorf(op, sandbox.Unsupported, id, "its disk has got another layer since the snapshot")
 	}
-	base, drop, err := r.moveBase(dir, place(m.Origin))
+	base, drop, err := r.moveBase(dir, b.Record().Spec.Root, place(m.Origin))
 	if err != nil {
 		return stopped, sandbox.E(op, supervisor.Kind(err), id, err)
 	}
@@ -51,21 +51,21 @@ func (r *Runtime) Send(ctx context.Context, id, dir string, w io.Writer) (stoppe
 	if err != nil {
 		return stopped, sandbox.E(op, supervisor.Kind(err), id, v.explain(err))
 	}
-	r.log.Info("sent a machine", "sandbox", id, "pages", stats.Pages, "equal", stats.Equal, "changed", stats.Changed, "blocks", stats.Blocks, "bytes", stats.Wire)
+	r.log.Info("sent a machine", "sandbox", id, "pages", stats.Pages, "equal", stats.Equal, "found", stats.Found, "changed", stats.Changed, "blocks", stats.Blocks, "bytes", stats.Wire)
 	r.step("machine on record as sent")
 	return stopped, nil
 }
 
-// moveBase is the memory that an origin, whose files are in dir, describes. drop ends its use.
-func (r *Runtime) moveBase(dir string, o origin) (base move.Base, drop func(), err error) {
+// moveBase is the memory that an origin, whose files are in dir, describes, and the root that the machine reads. drop ends its use.
+func (r *Runtime) moveBase(dir string, root sandbox.Root, o origin) (base move.Base, drop func(), err error) {
 	memory, err := r.memories.get(dir, o.Base, o.Shape.Memory)
 	if err != nil {
 		return base, nil, err
 	}
 	defer memory.Close() // what is mapped stays
-	base.Digest = digestOfBytes([]byte(memoryKey(o.Base)))
+	named := memoryKey(o.Base) + root.Digest
 	if o.Delta != nil {
-		base.Digest = digestOfBytes([]byte(memoryKey(o.Base) + o.Delta.Digest))
+		named += o.Delta.Digest
 		base.Over = make(map[uint32][]byte, o.Delta.Bytes/vmm.PageSize)
 		err := o.Delta.readPages(dir, o.Shape.Memory, func(buf []byte, first uint32) error {
 			kept := slices.Clone(buf)
@@ -78,8 +78,17 @@ func (r *Runtime) moveBase(dir string, o origin) (base move.Base, drop func(), e
 			return base, nil, err
 		}
 	}
-	base.Memory, drop, err = mapMemory(memory, o.Shape.Memory)
-	return base, drop, err
+	base.Digest = digestOfBytes([]byte(named))
+	image, err := os.Open(root.Path)
+	if err != nil {
+		return base, nil, err
+	}
+	memoryMap, unmap, err := mapMemory(memory, o.Shape.Memory)
+	if err != nil {
+		return base, nil, errors.Join(err, image.Close())
+	}
+	base.Memory, base.Image = memoryMap, image
+	return base, func() { unmap(); image.Close() }, nil
 }
 
 // Receive makes a machine of a snapshot and what another runtime Sends.
@@ -99,7 +108,7 @@ func (r *Runtime) takeIn(ctx context.Context, b *box, spec sandbox.Spec, m manif
 	if err != nil {
 		return nil, err
 	}
-	base, drop, err := r.moveBase(b.Dir, o)
+	base, drop, err := r.moveBase(b.Dir, spec.Root, o)
 	if errors.Is(err, errDamaged) {
 		return nil, sandbox.E("read snapshot", sandbox.Invalid, "", err)
 	}

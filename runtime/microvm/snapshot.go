@@ -39,12 +39,21 @@ type manifest struct {
 	Resources sandbox.Resources `json:"resources"`
 	Origin    origin            `json:"origin"`  // files are in the snapshot's directory
 	Devices   string            `json:"devices"` // digest of their state
+	// Ahead says that it is without what has changed of the machine: another one can be received beside it, and none restored.
+	Ahead bool `json:"ahead,omitempty"`
 }
 
 // Snapshot writes the machine's whole state into dir. When that fails, the machine
 // goes on as it was and dir is left empty.
 func (r *Runtime) Snapshot(ctx context.Context, id, dir string, opts sandbox.SnapshotOptions) error {
-	return r.boxes.Snapshot(ctx, "microvm.Snapshot", id, dir, opts, func(b *box, v *vm) error { return r.snapshot(ctx, b, v, dir) })
+	return r.boxes.Snapshot(ctx, "microvm.Snapshot", id, dir, opts, func(b *box, v *vm) error {
+		if opts.Ahead && !opts.Stop {
+			if done, err := r.goAhead(ctx, b, v, dir); done || err != nil {
+				return err
+			}
+		}
+		return r.snapshot(ctx, b, v, dir)
+	})
 }
 
 // resumeTimeout bounds how long a machine that stood still may take to go on, or
@@ -233,6 +242,9 @@ func (r *Runtime) Restore(ctx context.Context, spec sandbox.Spec, dir string) er
 	m, err := r.restorable(ctx, op, spec, dir)
 	if err != nil {
 		return err
+	}
+	if m.Ahead {
+		return sandbox.Errorf(op, sandbox.Invalid, spec.ID, "the snapshot was made for a move, and is without what the machine had changed")
 	}
 	return r.make(ctx, op, spec, m.Origin, func(b *box) (*vm, error) { return r.revive(ctx, b, spec, m, dir) })
 }

@@ -25,7 +25,8 @@ import (
 type Base struct {
 	Memory []byte            // a whole number of pages, not changed while it is used; nil: zeros
 	Over   map[uint32][]byte // pages that are other ones than in Memory, by number; may be nil
-	Digest string            // names it; the receiver refuses a sender that has another one
+	Image  io.ReaderAt       // what the machine's files are in, which nobody changes; nil: none
+	Digest string            // names all of it; the receiver refuses a sender that has another one
 }
 
 // Stats is what a move took.
@@ -33,6 +34,7 @@ type Stats struct {
 	Pages   int   // that QEMU sent, each as often as it did
 	Equal   int   // of these: not sent, since the receiver has them
 	Zero    int   // sent as a word
+	Found   int   // sent as a place in the image
 	Changed int   // sent as a difference
 	Blocks  int   // of the disk that were sent
 	Read    int64 // bytes of QEMU's stream
@@ -46,17 +48,19 @@ type Stats struct {
 //	'B'        pages (4), length of the name (1), name: the block that pages are of
 //	'P'        page (4), its difference to the reference
 //	'Z'        page (4): it is zero
+//	'F'        page (4): it is the image's, page (4)
 //	'D'        block (4) of the disk's layer, length (4), its bytes
 //	'E'        checksum (8) of what was sent, before it was made small: the end
 //
 // The reference of a page is what was sent of it before, if that is still kept,
 // and else the base.
 const (
-	wireMagic  = "atoll-move-2\n"
+	wireMagic  = "atoll-move-3\n"
 	recRaw     = 'R'
 	recBlock   = 'B'
 	recPage    = 'P'
 	recZero    = 'Z'
+	recFound   = 'F'
 	recDisk    = 'D'
 	recEnd     = 'E'
 	maxRaw     = chunk + 1<<10
@@ -140,6 +144,7 @@ type sender struct {
 	block string // that pages are of; empty until it is known
 	sum   *xxh3.Hasher
 	disk  *layer // nil: none
+	image *image
 	stats Stats
 	diff  [pageSize]byte
 	head  [5]byte
@@ -153,6 +158,10 @@ func Send(wire io.Writer, stream io.Reader, base Base, disk io.ReaderAt) (Stats,
 	if len(base.Memory)%pageSize != 0 || len(base.Digest) > 255 {
 		return Stats{}, fmt.Errorf("a base of %d bytes named %q", len(base.Memory), base.Digest)
 	}
+	img, err := newImage(base.Image)
+	if err != nil {
+		return Stats{}, err
+	}
 	to, from := &counter{w: wire}, &counter{r: stream}
 	z, err := zstd.NewWriter(to, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(wireWindow))
 	if err != nil {
@@ -160,7 +169,7 @@ func Send(wire io.Writer, stream io.Reader, base Base, disk io.ReaderAt) (Stats,
 	}
 	s := &sender{
 		refs: newReferences(base),
-		out:  bufio.NewWriterSize(z, 64<<10), sum: xxh3.New(),
+		out:  bufio.NewWriterSize(z, 64<<10), sum: xxh3.New(), image: img,
 	}
 	if disk != nil {
 		s.disk = newLayer(disk)
@@ -242,14 +251,18 @@ func (s *sender) page(it item, blocks map[string]uint64) {
 	s.stats.Pages++
 	n := uint32(it.addr / pageSize)
 	ref, exact := s.refs.of(n)
-	switch {
-	case exact && bytes.Equal(ref, it.page):
+	if exact && bytes.Equal(ref, it.page) {
 		s.stats.Equal++
 		return
-	case bytes.Equal(it.page, zeroPage[:]):
+	}
+	if bytes.Equal(it.page, zeroPage[:]) {
 		s.stats.Zero++
 		s.record(recZero, n)
-	default:
+	} else if at, ok := s.image.find(it.page); ok {
+		s.stats.Found++
+		s.record(recFound, n)
+		_, _ = s.out.Write(binary.BigEndian.AppendUint32(s.diff[:0], at))
+	} else {
 		s.stats.Changed++
 		s.record(recPage, n)
 		xor(s.diff[:], it.page, ref)
@@ -380,8 +393,8 @@ func (r *receiver) record() (done bool, err error) {
 	case head[0] == recBlock && n <= maxPages && r.block == "":
 		r.pages = n
 		r.block, err = readName(r.in)
-	case (head[0] == recZero || head[0] == recPage) && n < r.pages:
-		err = r.putPage(n, head[0] == recZero)
+	case (head[0] == recZero || head[0] == recFound || head[0] == recPage) && n < r.pages:
+		err = r.putPage(n, head[0])
 	case head[0] == recDisk && n < maxDiskBlocks && r.disk != nil:
 		err = r.putBlock(n)
 	default:
@@ -404,24 +417,36 @@ func readName(in *bufio.Reader) (string, error) {
 }
 
 // putPage writes a page of the machine's memory.
-func (r *receiver) putPage(n uint32, zero bool) error {
+func (r *receiver) putPage(n uint32, kind byte) error {
 	addr := uint64(n) * pageSize
 	r.stats.Pages++
-	if zero {
+	if kind == recZero {
 		r.stats.Zero++
 		clear(r.page[:])
 		_, _ = r.out.Write(append(pageHeader(r.block, addr, flagZero), 0))
 	} else {
-		r.stats.Changed++
-		if _, err := io.ReadFull(r.in, r.page[:]); err != nil {
+		if err := r.content(n, kind); err != nil {
 			return err
 		}
-		ref, _ := r.refs.of(n)
-		xor(r.page[:], r.page[:], ref)
 		_, _ = r.out.Write(pageHeader(r.block, addr, flagPage))
 		_, _ = r.out.Write(r.page[:]) // a failed write stays in r.out
 	}
 	_, _ = r.sum.Write(r.page[:])
 	r.refs.sending(n, r.page[:])
+	return nil
+}
+
+// content reads what a page is into r.page.
+func (r *receiver) content(n uint32, kind byte) error {
+	if kind == recFound {
+		r.stats.Found++
+		return r.fromImage()
+	}
+	r.stats.Changed++
+	if _, err := io.ReadFull(r.in, r.page[:]); err != nil {
+		return err
+	}
+	ref, _ := r.refs.of(n)
+	xor(r.page[:], r.page[:], ref)
 	return nil
 }

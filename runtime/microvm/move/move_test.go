@@ -159,6 +159,7 @@ func TestWhatArrivesIsTheMemoryThatLeft(t *testing.T) {
 	const pages = 300
 	base := randomMemory(pages, 1)
 	source := bytes.Clone(base)
+	image := randomMemory(41, 7)[:40*pageSize+5]
 	var s stream
 	s.begin(pages)
 	r := rand.New(rand.NewPCG(3, 4))
@@ -172,9 +173,11 @@ func TestWhatArrivesIsTheMemoryThatLeft(t *testing.T) {
 		for range 30 {
 			n := r.IntN(pages)
 			page := source[n*pageSize:][:pageSize]
-			switch r.IntN(3) {
+			switch r.IntN(4) {
 			case 0:
 				clear(page)
+			case 3:
+				copy(page, image[r.IntN(40)*pageSize:])
 			case 1:
 				copy(page, base[n*pageSize:])
 			default:
@@ -198,6 +201,7 @@ func TestWhatArrivesIsTheMemoryThatLeft(t *testing.T) {
 	disk := randomMemory(40, 9)[:39*pageSize+100]
 	for name, b := range map[string]Base{
 		"a template": {Memory: base, Digest: "t"}, "nothing": {},
+		"an image":   {Memory: base, Image: bytes.NewReader(image), Digest: "i"},
 		"a snapshot": {Memory: base, Over: map[uint32][]byte{5: over, 6: source[6*pageSize:][:pageSize]}, Digest: "s"},
 	} {
 		var wire, out bytes.Buffer
@@ -222,7 +226,7 @@ func TestWhatArrivesIsTheMemoryThatLeft(t *testing.T) {
 		if !bytes.Equal(arrived, source) || string(rest) != "devices" {
 			t.Errorf("on %s: the memory is the same: %v; devices: %q", name, bytes.Equal(arrived, source), rest)
 		}
-		if sent.Pages != pages+20*30+3 || got.Pages != sent.Zero+sent.Changed || sent.Wire != got.Wire {
+		if sent.Pages != pages+20*30+3 || got.Pages != sent.Zero+sent.Found+sent.Changed || got.Found != sent.Found || (sent.Found > 0) != (b.Image != nil) || sent.Wire != got.Wire {
 			t.Errorf("on %s: %+v were sent, %+v received", name, sent, got)
 		}
 		if b.Memory != nil && sent.Equal < pages {
@@ -296,11 +300,12 @@ func FuzzQEMUStream(f *testing.F) {
 
 func FuzzWire(f *testing.F) {
 	f.Add([]byte("D\x00\x00\x00\x01\x00\x00\x00\x02hi"))
+	f.Add([]byte("B\x00\x00\x00\x02\x04mainF\x00\x00\x00\x01\x00\x00\x00\x00"))
 	f.Add([]byte("B\x00\x00\x00\x02\x04mainZ\x00\x00\x00\x01R\x00\x00\x00\x02hi"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var plain bytes.Buffer
 		plain.Write(data)
-		r := newReceiver(io.Discard, &plain, Base{}, new(file))
+		r := newReceiver(io.Discard, &plain, Base{Image: strings.NewReader("an image")}, new(file))
 		for range 1000 {
 			if done, err := r.record(); done || err != nil {
 				break

@@ -95,7 +95,7 @@ func (m *machine) Send(ctx context.Context, state *os.File) (stopped time.Time, 
 		// Once it is completed nothing but we lets the machine go on.
 		err = m.await(ctx, since, func(e event) (bool, error) {
 			if e.Name == "STOP" {
-				stopped = time.Now()
+				stopped = e.At
 			}
 			return migrated("completed")(e)
 		})

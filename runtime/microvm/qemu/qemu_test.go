@@ -192,7 +192,7 @@ func FuzzMessage(f *testing.F) {
 		}
 		m, err := parseMessage(line)
 		if err == nil && m.Event != "" {
-			_ = shutdownReason(event{m.Event, m.Data})
+			_ = shutdownReason(event{m.Event, m.Data, m.When.before(time.Now())})
 		}
 	})
 }
@@ -261,6 +261,19 @@ func TestAnAcceleratorIsTriedByBootingAKernel(t *testing.T) {
 		v, err := readVerdict(file)
 		if err != nil || v.Reason != why || v.TSCKHz == 0 {
 			t.Errorf("kept is %+v, %v", v, err)
+		}
+	}
+}
+
+func TestAnEventIsAsOldAsQEMUSays(t *testing.T) {
+	now := time.Unix(1_000_000, 0)
+	for m, want := range map[moment]time.Duration{
+		{999_999, 990_000}: -10 * time.Millisecond, {}: 0, {-1, -1}: 0,
+		{1_000_001, 0}: 0, // the clock was set
+		{900_000, 0}:   0,
+	} {
+		if got := m.before(now).Sub(now); got != want {
+			t.Errorf("%+v: %v, not %v", m, got, want)
 		}
 	}
 }

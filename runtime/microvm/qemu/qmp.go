@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,7 @@ const maxMessage = 1 << 20
 type event struct {
 	Name string
 	Data json.RawMessage
+	At   time.Time // when it happened, which QEMU may tell later
 }
 
 // message is one line from QEMU: a greeting, an answer or an event.
@@ -30,6 +32,7 @@ type message struct {
 	Return   json.RawMessage `json:"return"`
 	Error    *qmpError       `json:"error"`
 	Event    string          `json:"event"`
+	When     moment          `json:"timestamp"` // of an event
 	Data     json.RawMessage `json:"data"`
 	ID       uint64          `json:"id"`
 }
@@ -41,6 +44,21 @@ type qmpError struct {
 }
 
 func (e *qmpError) Error() string { return e.Desc }
+
+// moment is a time of the host's clock; zero when QEMU does not know.
+type moment struct {
+	Seconds      int64 `json:"seconds"`
+	Microseconds int64 `json:"microseconds"`
+}
+
+// before returns the moment as one of now's clock, which does not jump; now itself where that cannot be.
+func (m moment) before(now time.Time) time.Time {
+	ago := now.Sub(time.Unix(m.Seconds, m.Microseconds*1000))
+	if m.Seconds <= 0 || ago < 0 || ago > time.Minute {
+		return now
+	}
+	return now.Add(-ago)
+}
 
 // parseMessage decodes one line. A message is exactly one of its four kinds.
 func parseMessage(line []byte) (m message, err error) {
@@ -103,7 +121,7 @@ func (c *client) read() {
 		}
 		switch {
 		case m.Event != "":
-			c.events(event{m.Event, m.Data})
+			c.events(event{m.Event, m.Data, m.When.before(time.Now())})
 		case m.Greeting == nil:
 			c.mu.Lock()
 			if ch := c.waiting[m.ID]; ch != nil {
