@@ -1,7 +1,8 @@
 // Package arrive lets files be used while they still come from elsewhere.
 //
 // A directory whose files are still on their way has a pipe in it. Whoever needs a part of a file writes to it which one;
-// whoever brings the files reads that, and brings those parts first. A part that is not there yet reads as zeros: readers know
+// whoever brings the files reads that, and brings those parts first: before all those that somebody waits for, then those that
+// somebody will need. A part that is not there yet reads as zeros: readers know
 // by sums of their own what is there. A file that is on its way has the sticky bit, under all of its names. When it will never be
 // whole, it is cut to nothing.
 package arrive
@@ -25,6 +26,8 @@ const (
 	pipeName = ".wants"
 	// wantSize is the size of a message in bytes: little enough that the kernel writes it whole.
 	wantSize = 128
+	// wantHead is what comes before the name in it: the offset, the length of the name, and whether it is ahead of need.
+	wantHead = 10
 	// pipeSize bounds what waits in a pipe, in bytes; what comes then is lost, and said again by whoever still needs it.
 	pipeSize = 1 << 20
 )
@@ -33,6 +36,7 @@ const (
 type Want struct {
 	File   string // its name
 	Offset int64  // of a byte in it
+	Ahead  bool   // nobody waits for it yet
 }
 
 // Open returns the pipe of a directory, to be told what is needed; nil when no file of it is on its way.
@@ -53,12 +57,15 @@ func Open(dir string) (*os.File, error) {
 // Ask says what is needed. It never waits: what does not fit is lost.
 func Ask(pipe *os.File, w Want) {
 	var b [wantSize]byte
-	if len(w.File) > wantSize-9 {
+	if len(w.File) > wantSize-wantHead {
 		return
 	}
 	binary.LittleEndian.PutUint64(b[:], uint64(w.Offset))
 	b[8] = byte(len(w.File))
-	copy(b[9:], w.File)
+	if w.Ahead {
+		b[9] = 1
+	}
+	copy(b[wantHead:], w.File)
 	raw, err := pipe.SyscallConn()
 	if err != nil {
 		return
@@ -102,8 +109,8 @@ func (w *Wants) Next() (Want, error) {
 
 // parse reads a message, which whoever can open the pipe may have written.
 func parse(b [wantSize]byte) Want {
-	n := min(int(b[8]), wantSize-9)
-	return Want{File: string(b[9 : 9+n]), Offset: int64(binary.LittleEndian.Uint64(b[:]))}
+	n := min(int(b[8]), wantSize-wantHead)
+	return Want{File: string(b[wantHead : wantHead+n]), Offset: int64(binary.LittleEndian.Uint64(b[:])), Ahead: b[9] != 0}
 }
 
 // Create makes a file that is on its way, of size bytes.

@@ -21,12 +21,12 @@ func TestWhatIsWantedIsHeardUntilAllIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer pipe.Close()
-	Ask(pipe, Want{strings.Repeat("x", wantSize), 1}) // too long a name: nobody has such a file
-	for i := range 100_000 {                          // far more than fits: it does not wait
-		Ask(pipe, Want{"memory1", int64(i)})
+	Ask(pipe, Want{File: strings.Repeat("x", wantSize)}) // too long a name: nobody has such a file
+	for i := range 100_000 {                             // far more than fits: it does not wait
+		Ask(pipe, Want{"memory1", int64(i), i%2 == 1})
 	}
 	for i := range 100 {
-		if got, err := w.Next(); err != nil || got != (Want{"memory1", int64(i)}) {
+		if got, err := w.Next(); err != nil || got != (Want{"memory1", int64(i), i%2 == 1}) {
 			t.Fatalf("%+v, %v", got, err)
 		}
 	}
@@ -83,11 +83,11 @@ func TestAFileIsLateUnderAllItsNamesUntilItIsWhole(t *testing.T) {
 }
 
 func FuzzWant(f *testing.F) {
-	f.Add([]byte("01234567\x07memory1"))
+	f.Add([]byte("01234567\x07\x01memory1"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var b [wantSize]byte
 		copy(b[:], data)
-		if w := parse(b); len(w.File) > wantSize-9 {
+		if w := parse(b); len(w.File) > wantSize-wantHead {
 			t.Errorf("%+v", w)
 		}
 	})

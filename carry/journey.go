@@ -3,150 +3,13 @@ package carry
 import (
 	"context"
 	"errors"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/atoll-run/atoll/arrive"
-	"github.com/atoll-run/atoll/chunk"
 	"github.com/atoll-run/atoll/fetch"
 	"github.com/atoll-run/atoll/sandbox"
 )
-
-const (
-	// lateBehind is how many pieces are under way that nobody asked for: about what is in a long, fat pipe, and no more, since
-	// what is asked for comes behind them.
-	lateBehind = 16
-	// lateAsked is how many are that somebody waits for.
-	lateAsked = 32
-	// lateEdge is how many pieces of a file's beginning and end come before its middle: they say what is in it.
-	lateEdge = 8
-	// maxWanted bounds the pieces that wait for their turn. What is asked for beyond that is asked for again.
-	maxWanted = 1 << 14
-)
-
-// queue says which piece comes next. It is safe for use by several goroutines.
-type queue struct {
-	mu     sync.Mutex
-	files  []*lateFile
-	wanted []piece // the first comes first
-	moved  time.Time
-	change chan struct{} // closed, and replaced, when a piece is wanted or ends
-}
-
-// lateFile is a file on its way.
-type lateFile struct {
-	name string
-	f    *os.File
-	part chunk.Part
-	came []pieceState
-	next int // of what comes behind, in the order of edges and middle
-	left int // pieces that have not come
-}
-
-type pieceState byte
-
-const (
-	absent pieceState = iota
-	underWay
-	here
-)
-
-type piece struct {
-	file *lateFile
-	n    int
-}
-
-func newQueue() *queue { return &queue{moved: time.Now(), change: make(chan struct{})} }
-
-func (q *queue) add(name string, f *os.File, p chunk.Part) {
-	q.files = append(q.files, &lateFile{name: name, f: f, part: p, came: make([]pieceState, len(p.Chunks)), left: len(p.Chunks)})
-}
-
-// close closes the files.
-func (q *queue) close() error {
-	var errs []error
-	for _, f := range q.files {
-		errs = append(errs, f.f.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// signal wakes who waits. The caller holds the lock.
-func (q *queue) signal() {
-	close(q.change)
-	q.change = make(chan struct{})
-}
-
-// want puts a piece before those that nobody asked for.
-func (q *queue) want(w arrive.Want) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for _, f := range q.files {
-		n := w.Offset / arrive.PieceSize
-		if f.name == w.File && w.Offset >= 0 && n < int64(len(f.came)) && f.came[n] == absent && len(q.wanted) < maxWanted {
-			q.wanted = append(q.wanted, piece{f, int(n)})
-			q.signal()
-		}
-	}
-}
-
-// take returns the next piece: one that was asked for, or else one of the others. none is true when there is none now, and done
-// when there never will be; changed is closed when that may be different.
-func (q *queue) take(asked bool) (p piece, none, done bool, changed <-chan struct{}) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	done = true
-	for _, f := range q.files {
-		done = done && f.left == 0
-	}
-	for len(q.wanted) > 0 {
-		p, q.wanted = q.wanted[0], q.wanted[1:]
-		if p.file.came[p.n] == absent {
-			p.file.came[p.n] = underWay
-			return p, false, false, nil
-		}
-	}
-	for _, f := range q.files {
-		for !asked && f.next < len(f.came) {
-			n := order(f.next, len(f.came))
-			if f.next++; f.came[n] == absent {
-				f.came[n] = underWay
-				return piece{f, n}, false, false, nil
-			}
-		}
-	}
-	return piece{}, true, done, q.change
-}
-
-// order returns which of count pieces is the i-th to come: the beginning, the end, and then the middle. It is a pure function.
-func order(i, count int) int {
-	edge := min(lateEdge, count/2)
-	switch {
-	case i < edge:
-		return i
-	case i < 2*edge:
-		return count - 2*edge + i
-	}
-	return i - edge
-}
-
-// ended notes that a piece came.
-func (q *queue) ended(p piece) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	p.file.came[p.n] = here
-	p.file.left--
-	q.moved = time.Now()
-	q.signal()
-}
-
-// quiet is for how long nothing has come.
-func (q *queue) quiet() time.Duration {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return time.Since(q.moved)
-}
 
 // run brings all pieces, and makes the snapshot one like all others or takes it away.
 func (j *journey) run(ctx context.Context) {
@@ -159,13 +22,13 @@ func (j *journey) run(ctx context.Context) {
 			if err != nil {
 				return
 			}
-			j.queue.want(w)
+			j.queue.want(w, time.Now())
 		}
 	}()
 	var wg sync.WaitGroup
-	for i := range lateBehind + lateAsked {
+	for i := range lateNeeded + lateRuns {
 		wg.Go(func() {
-			if err := j.work(ctx, i >= lateBehind); err != nil {
+			if err := j.work(ctx, i < lateNeeded); err != nil {
 				cancel(err)
 			}
 		})
@@ -190,45 +53,77 @@ func (j *journey) run(ctx context.Context) {
 		return
 	}
 	err = j.queue.close()
-	j.c.cfg.Log.Info("a snapshot that was lent is here", "id", j.manifest.ID, "node", j.from, "bytes", j.c.received()-j.before, "took", time.Since(j.began), "error", err)
+	j.c.cfg.Log.Info("a snapshot that was lent is here", "id", j.manifest.ID, "node", j.from, "bytes", j.c.received()-j.before, "took", time.Since(j.began), "pieces", j.queue.counts(), "error", err)
 }
 
-// work brings pieces, one after another.
-func (j *journey) work(ctx context.Context, asked bool) error {
+// work brings pieces; needed: only those that somebody waits for.
+func (j *journey) work(ctx context.Context, needed bool) error {
 	for {
-		p, none, done, changed := j.queue.take(asked)
+		run, done, changed := j.queue.take(needed, time.Now())
 		switch {
-		case none && done:
+		case len(run) > 0:
+			if err := j.bringRun(ctx, run); err != nil {
+				return err
+			}
+		case done:
 			return nil
-		case none:
+		default:
 			select {
 			case <-changed:
+			case <-time.After(lateCalm): // nobody may wait for anything any more
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		default:
-			if err := j.bring(ctx, p); err != nil {
-				return err
-			}
-			j.queue.ended(p)
 		}
 	}
 }
 
+// bringRun brings pieces of one file, several by one request. What that does not bring is asked for piece by piece.
+func (j *journey) bringRun(ctx context.Context, run []piece) error {
+	if len(run) > 1 {
+		pieces := make([]fetch.Piece, len(run))
+		for i, p := range run {
+			pieces[i] = p.chunk()
+		}
+		var disk error
+		n, err := j.c.fetch.Run(ctx, j.from, pieces, func(i int, data []byte) error {
+			disk = j.put(run[i], data)
+			return disk
+		})
+		if disk != nil {
+			return disk
+		}
+		if run = run[n:]; err != nil {
+			j.c.cfg.Log.Debug("pieces are asked for one by one", "node", j.from, "left", len(run), "error", err)
+		}
+	}
+	for _, p := range run {
+		if err := j.bring(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put writes a piece that has come.
+func (j *journey) put(p piece, data []byte) error {
+	if _, err := p.file.f.WriteAt(data, int64(p.n)*arrive.PieceSize); err != nil {
+		return fail("carry.Pull", p.file.name, diskKind(err), err)
+	}
+	j.queue.ended(p)
+	return nil
+}
+
 // bring brings one piece, and goes on trying while anything comes.
 func (j *journey) bring(ctx context.Context, p piece) error {
-	ref := p.file.part.Chunks[p.n]
-	at := int64(p.n) * arrive.PieceSize
+	c := p.chunk()
 	for {
-		data, err := j.c.fetch.Once(ctx, j.from, fetch.Piece{ID: ref.ID, File: p.file.part.Digest, At: at, Size: ref.Size})
-		if err == nil && len(data) != ref.Size {
-			err = sandbox.Errorf("carry.Pull", sandbox.Invalid, p.file.name, "a piece has %d bytes, not %d", len(data), ref.Size)
+		data, err := j.c.fetch.Once(ctx, j.from, c)
+		if err == nil && len(data) != c.Size {
+			err = sandbox.Errorf("carry.Pull", sandbox.Invalid, p.file.name, "a piece has %d bytes, not %d", len(data), c.Size)
 		}
 		if err == nil {
-			if _, err := p.file.f.WriteAt(data, at); err != nil {
-				return fail("carry.Pull", p.file.name, diskKind(err), err)
-			}
-			return nil
+			return j.put(p, data)
 		}
 		passes := sandbox.Is(err, sandbox.Unavailable) || sandbox.Is(err, sandbox.Timeout)
 		if !passes || ctx.Err() != nil || j.queue.quiet() > min(latePatience, j.c.cfg.Patience) {

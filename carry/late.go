@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/zeebo/blake3"
@@ -32,6 +33,8 @@ const (
 	besidePath = "/carry/v1/beside"
 	lateSize   = 32 << 20 // bytes of a file that is worth it; smaller ones may have to be there before a machine starts
 	maxBeside  = 1 << 20  // bytes of a file beside a snapshot
+	// maxDescribe is of how many files at once it is asked of which pieces they consist.
+	maxDescribe = 16
 	// latePatience bounds for how long nothing may come.
 	latePatience = 2 * time.Minute
 	latePause    = 500 * time.Millisecond // before a piece is asked for again
@@ -209,27 +212,21 @@ func (j *journey) start(ctx context.Context, l *peer.Link, report func(Progress)
 	const op = "carry.Pull"
 	o := j.session.offer
 	res := Result{ID: o.ID, Size: o.size()}
-	parts := make([]chunk.Part, len(o.Files))
 	for i, t := range j.session.terms {
 		if t.Held {
 			res.Held += o.Files[i].Size
-			continue
-		}
-		err := l.Call(ctx, http.MethodGet, finePath+"?file="+o.Files[i].Digest.String(), nil, &parts[i])
-		if p := parts[i]; err == nil && (p.Digest != o.Files[i].Digest || p.Size != o.Files[i].Size || !cutInto(p, arrive.PieceSize)) {
-			err = sandbox.Errorf(op, sandbox.Invalid, o.Files[i].Name, "its pieces are those of another file")
-		}
-		if err != nil {
-			return res, err
 		}
 	}
-	var err error
+	parts, beside, err := j.describe(ctx, l)
+	if err != nil {
+		return res, err
+	}
 	if j.draft, err = j.c.cfg.Snapshots.Receive(o.ID); err != nil {
 		return res, err
 	}
 	j.queue = newQueue()
 	lent := false
-	err = j.fill(ctx, l, parts, report)
+	err = j.fill(ctx, parts, beside, report)
 	if err == nil {
 		err = j.c.cfg.Images.Receive(ctx, j.manifest.Spec.Root.Digest, j.session.fillRoot(func(ctx context.Context, i int, path string) error {
 			return j.fetch(ctx, parts[i], path)
@@ -257,8 +254,46 @@ func (j *journey) start(ctx context.Context, l *peer.Link, report func(Progress)
 	return res, nil
 }
 
+// describe asks of which pieces the files consist that are not here, and for what lies beside them, all at once: each question is a
+// round trip.
+func (j *journey) describe(ctx context.Context, l *peer.Link) (parts []chunk.Part, beside [][]byte, err error) {
+	o := j.session.offer
+	parts, beside = make([]chunk.Part, len(o.Files)), make([][]byte, len(j.beside))
+	errs := make([]error, len(o.Files))
+	var wg sync.WaitGroup
+	turns := make(chan struct{}, maxDescribe)
+	for i, f := range o.Files {
+		if j.session.terms[i].Held {
+			continue
+		}
+		turns <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-turns }()
+			p := &parts[i]
+			errs[i] = l.Call(ctx, http.MethodGet, finePath+"?file="+f.Digest.String(), nil, p)
+			if errs[i] == nil && (p.Digest != f.Digest || p.Size != f.Size || !cutInto(*p, arrive.PieceSize)) {
+				errs[i] = sandbox.Errorf("carry.Pull", sandbox.Invalid, f.Name, "its pieces are those of another file")
+			}
+		})
+	}
+	for i, name := range j.beside { // hints: without them it is slower
+		wg.Go(func() {
+			resp, err := l.Do(ctx, http.MethodGet, besidePath+"?snapshot="+o.ID+"&name="+name, nil)
+			if err != nil {
+				return
+			}
+			defer resp.Body.Close()
+			if data, err := io.ReadAll(io.LimitReader(resp.Body, maxBeside)); err == nil {
+				beside[i] = data
+			}
+		})
+	}
+	wg.Wait()
+	return parts, beside, errors.Join(errs...)
+}
+
 // fill makes the files of the state: those that may come late are empty as yet.
-func (j *journey) fill(ctx context.Context, l *peer.Link, parts []chunk.Part, report func(Progress)) error {
+func (j *journey) fill(ctx context.Context, parts []chunk.Part, beside [][]byte, report func(Progress)) error {
 	o := j.session.offer
 	for i := 1; i < len(o.Files); i++ {
 		err := j.session.state(ctx, i, func(ctx context.Context, i int, path string) error {
@@ -279,17 +314,11 @@ func (j *journey) fill(ctx context.Context, l *peer.Link, parts []chunk.Part, re
 			report(Progress{Stage: "fetching", Done: int64(i), Total: int64(len(o.Files)), Wire: j.c.received() - j.before})
 		}
 	}
-	for _, name := range j.beside { // hints: without them it is slower
-		resp, err := l.Do(ctx, http.MethodGet, besidePath+"?snapshot="+o.ID+"&name="+name, nil)
-		if err != nil {
+	for i, name := range j.beside {
+		if beside[i] == nil {
 			continue
 		}
-		data, err := io.ReadAll(io.LimitReader(resp.Body, maxBeside))
-		_ = resp.Body.Close()
-		if err == nil {
-			err = os.WriteFile(filepath.Join(j.draft.Dir, filepath.Base(name)), data, 0o600)
-		}
-		if err != nil {
+		if err := os.WriteFile(filepath.Join(j.draft.Dir, filepath.Base(name)), beside[i], 0o600); err != nil {
 			return fail("carry.Pull", name, diskKind(err), err)
 		}
 	}

@@ -103,6 +103,9 @@ func TestASnapshotIsLentWhileItComesAndWhatIsAskedForComesFirst(t *testing.T) {
 	}
 	until(t, "all comes", func() bool { _, err := b.snapshots.Get(m.ID); return err == nil })
 	same(t, a, b, m.ID)
+	if n, pieces := len(a.asked()), 40*mib/arrive.PieceSize; n > pieces/4 {
+		t.Errorf("%d requests for %d pieces", n, pieces)
+	}
 	if late, err := arrive.Late(path); late || err != nil {
 		t.Errorf("it is still late: %v", err)
 	}

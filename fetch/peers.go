@@ -32,6 +32,7 @@ const (
 func (f *Fetcher) Handle(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+chunkPath+"{id}", f.serveChunk)
 	mux.HandleFunc("POST "+holdersPath, f.serveHolders)
+	mux.HandleFunc("POST "+runsPath, f.serveRun)
 }
 
 // ask gets a chunk from a node, packed as suits its content, the link and that node's processor.

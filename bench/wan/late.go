@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -46,17 +49,40 @@ func runLate(ctx context.Context, home string, loss float64) error {
 	if _, err := b.run(ctx, "create", "base", "--name", "other", "--network", "none", "--memory", "512M"); err != nil {
 		return err
 	}
-	for _, how := range []string{"", "--lazy"} {
-		if err := b.arrival(ctx, id, how); err != nil {
+	for _, have := range []string{"has", "has not"} {
+		for range lateRounds { // one after the other, so that what else the host does meets both
+			for _, how := range []string{"--lazy", ""} {
+				if have == "has not" {
+					err = b.forget(ctx)
+				}
+				if err == nil {
+					err = b.arrival(ctx, id, how, have)
+				}
+				if err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// lateRounds is how often each way is measured.
+const lateRounds = 2
+
+// forget has the node lose what machines are cloned from, as one that never ran any of this image.
+func (s *side) forget(ctx context.Context) error {
+	if _, err := s.run(ctx, "rm", "-f", "other"); err != nil {
+		var none *exec.ExitError
+		if !errors.As(err, &none) {
 			return err
 		}
-		for range 6000 { // what comes behind must have come before it is removed
-			if _, err = b.run(ctx, "snapshot", "rm", id); err == nil {
-				break
-			}
-			time.Sleep(100 * time.Millisecond)
+	}
+	for _, name := range []string{"templates", "bases"} {
+		if err := os.RemoveAll(filepath.Join(s.home, "machines", name)); err != nil {
+			return err
 		}
-		if err != nil {
+		if err := os.MkdirAll(filepath.Join(s.home, "machines", name), 0o700); err != nil {
 			return err
 		}
 	}
@@ -87,7 +113,8 @@ func (s *side) saved(ctx context.Context) (id string, err error) {
 }
 
 // arrival pulls the snapshot in one of two ways, restores it and has the machine answer.
-func (s *side) arrival(ctx context.Context, id, how string) error {
+func (s *side) arrival(ctx context.Context, id, how, have string) error {
+	before := s.link.There.Bytes.Load()
 	began := time.Now()
 	args := []string{"snapshot", "pull", id, "node0", "-o", "json"}
 	if how != "" {
@@ -100,7 +127,6 @@ func (s *side) arrival(ctx context.Context, id, how string) error {
 	var res struct {
 		Size int64 `json:"size"`
 		Held int64 `json:"held"`
-		Wire int64 `json:"wire"`
 	}
 	if err := json.Unmarshal([]byte(out), &res); err != nil {
 		return err
@@ -113,8 +139,17 @@ func (s *side) arrival(ctx context.Context, id, how string) error {
 	if _, err := s.run(ctx, "exec", "worker", "--", "bash", "-c", answer); err != nil {
 		return err
 	}
-	fmt.Printf("pull %-6s of %.1f MB, %.1f MB of them held: pulled after %.1f s with %.1f MB sent, restored after %.1f s, first work done after %.1f s\n", how,
-		float64(res.Size)/1e6, float64(res.Held)/1e6, pulled.Seconds(), float64(res.Wire)/1e6, restored.Seconds(), time.Since(began).Seconds())
-	_, err = s.run(ctx, "rm", "-f", "worker")
+	took, came := time.Since(began), s.link.There.Bytes.Load()-before
+	fmt.Printf("pull %-6s of %.1f MB, %.1f MB of them held by a node that %s its template: pulled after %.1f s, restored after %.1f s, first work done after %.1f s, when %.1f MB had crossed the link\n", how,
+		float64(res.Size)/1e6, float64(res.Held)/1e6, have, pulled.Seconds(), restored.Seconds(), took.Seconds(), float64(came)/1e6)
+	if _, err := s.run(ctx, "rm", "-f", "worker"); err != nil {
+		return err
+	}
+	for range 6000 { // what comes behind must have come before it is removed
+		if _, err = s.run(ctx, "snapshot", "rm", id); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,14 +28,17 @@ type journey struct {
 	total   int64
 	brought atomic.Int64 // bytes
 
-	mu   sync.Mutex
-	have map[arrive.Want]bool
+	mu     sync.Mutex
+	have   map[arrive.Want]bool // pieces that were brought
+	needed map[arrive.Want]bool // for which a machine had to wait: a round trip each, over a link
+	ahead  map[arrive.Want]bool // that were asked for before any machine waited for them
 }
 
 // set out makes a directory to which the snapshot in state comes.
 func setOut(t *testing.T, state string) *journey {
 	t.Helper()
-	j := &journey{t: t, dir: t.TempDir(), from: make(map[string]*os.File), to: make(map[string]*os.File), have: make(map[arrive.Want]bool)}
+	j := &journey{t: t, dir: t.TempDir(), from: make(map[string]*os.File), to: make(map[string]*os.File), have: make(map[arrive.Want]bool),
+		needed: make(map[arrive.Want]bool), ahead: make(map[arrive.Want]bool)}
 	entries, err := os.ReadDir(state)
 	if err != nil {
 		t.Fatal(err)
@@ -72,17 +76,35 @@ func setOut(t *testing.T, state string) *journey {
 			if err != nil {
 				return
 			}
+			j.note(w)
 			j.bring(w)
 		}
 	}()
 	return j
 }
 
+// note remembers why a piece was asked for first.
+func (j *journey) note(w arrive.Want) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := arrive.Want{File: w.File, Offset: w.Offset - w.Offset%arrive.PieceSize}
+	if !j.ahead[p] && !j.needed[p] {
+		map[bool]map[arrive.Want]bool{true: j.ahead, false: j.needed}[w.Ahead][p] = true
+	}
+}
+
+// asked returns the pieces for which machines waited, and those that were asked for ahead of that.
+func (j *journey) asked() (needed, ahead map[arrive.Want]bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return maps.Clone(j.needed), maps.Clone(j.ahead)
+}
+
 // bring copies one piece, once.
 func (j *journey) bring(w arrive.Want) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	w.Offset -= w.Offset % arrive.PieceSize
+	w = arrive.Want{File: w.File, Offset: w.Offset - w.Offset%arrive.PieceSize}
 	if j.from[w.File] == nil || j.have[w] {
 		return
 	}
@@ -185,5 +207,60 @@ func TestAMachineWhoseMemoryNeverComesEndsWithTheReason(t *testing.T) {
 	}
 	if reason, want := awaitError(t, r, s.ID), "did not come from the node that has it"; !strings.Contains(reason, want) {
 		t.Errorf("the reason is %q, want %q in it", reason, want)
+	}
+}
+
+// conformance: W5
+func TestWhatRestoresNeedIsForeseenOverALink(t *testing.T) {
+	r, s, state, _ := lived(t)
+	for i := range 2 {
+		s.ID = fmt.Sprintf("teacher%d", i)
+		if err := r.Restore(t.Context(), s, state); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, r, s.ID, work(i+1))
+		if err := r.Destroy(t.Context(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// arrived restores it on a node that has nothing of it, has it work, and returns which pieces were asked for.
+	arrived := func(how string) (needed, ahead map[arrive.Want]bool, brought, total int64) {
+		t.Helper()
+		j := setOut(t, state)
+		r := open(t, t.TempDir())
+		defer destroyAll(t, r)
+		s.ID, s.Labels = "heldout", map[string]string{microvm.LabelMemory: how}
+		if err := r.Restore(t.Context(), s, j.dir); err != nil {
+			t.Fatal(err)
+		}
+		sh(t, r, s.ID, work(7))
+		needed, ahead = j.asked()
+		brought = j.brought.Load()
+		j.finish()
+		return needed, ahead, brought, j.total
+	}
+	touched, none, _, _ := arrived(microvm.MemoryLazy) // nothing is foreseen: it waits for each piece that it touches
+	if len(none) > 0 {
+		t.Errorf("%d pieces were asked for ahead of need", len(none))
+	}
+	missed, planned, brought, total := arrived("")
+	hits := 0
+	for p := range planned {
+		if touched[p] {
+			hits++
+		}
+	}
+	waste := len(planned) - hits
+	coverage, accuracy := float64(hits)/float64(len(touched)), float64(hits)/float64(max(1, len(planned)))
+	t.Logf("measured: W5 over a link, by pieces of %d bytes: %d touched, %d asked for ahead: coverage %.1f %%, accuracy %.1f %%, %d bytes of waste; a machine waits %d times instead of %d; %d of %d bytes had come",
+		arrive.PieceSize, len(touched), len(planned), 100*coverage, 100*accuracy, waste*arrive.PieceSize, len(missed), len(touched), brought, total)
+	if coverage < 0.85 || accuracy < 0.85 {
+		t.Errorf("coverage %.3f, accuracy %.3f", coverage, accuracy)
+	}
+	if len(missed)*5 > len(touched) {
+		t.Errorf("it waits for %d pieces, and for %d when nothing is foreseen", len(missed), len(touched))
 	}
 }

@@ -94,12 +94,15 @@ func SumCount(length int64) int64 { return (length + chunkSize - 1) / chunkSize 
 
 // ReadAt implements io.ReaderAt. Its error wraps ErrDamaged when the file is not
 // what it was.
-func (c *Checked) ReadAt(b []byte, at int64) (n int, err error) {
+func (c *Checked) ReadAt(b []byte, at int64) (n int, err error) { return c.readAt(b, at, false) }
+
+// readAt is ReadAt; ahead: no machine waits for it.
+func (c *Checked) readAt(b []byte, at int64, ahead bool) (n int, err error) {
 	for len(b) > 0 {
 		if at >= c.length {
 			return n, io.EOF
 		}
-		data, err := c.chunk(at / chunkSize)
+		data, err := c.chunk(at/chunkSize, ahead)
 		if err != nil {
 			return n, err
 		}
@@ -110,7 +113,7 @@ func (c *Checked) ReadAt(b []byte, at int64) (n int, err error) {
 }
 
 // chunk returns one chunk, checked.
-func (c *Checked) chunk(index int64) ([]byte, error) {
+func (c *Checked) chunk(index int64, ahead bool) ([]byte, error) {
 	slot := &c.cache[index%cachedChunks]
 	c.mu.Lock()
 	have := *slot
@@ -121,7 +124,7 @@ func (c *Checked) chunk(index int64) ([]byte, error) {
 	data := make([]byte, min(chunkSize, c.length-index*chunkSize))
 	var err error
 	if c.late != nil {
-		err = c.late.await(index, func() error { return c.read(data, index) })
+		err = c.late.await(index, ahead, func() error { return c.read(data, index) })
 	} else {
 		err = c.read(data, index)
 	}

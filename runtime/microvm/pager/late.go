@@ -24,13 +24,13 @@ type late struct {
 	wants *os.File
 }
 
-// ask says that the chunk with a number is needed.
-func (l *late) ask(index int64) {
-	arrive.Ask(l.wants, arrive.Want{File: l.name, Offset: index * chunkSize})
+// ask says that the chunk with a number is needed; ahead: that nobody waits for it yet.
+func (l *late) ask(index int64, ahead bool) {
+	arrive.Ask(l.wants, arrive.Want{File: l.name, Offset: index * chunkSize, Ahead: ahead})
 }
 
 // await calls read until it does not fail because the chunk is not there, or there is no hope.
-func (l *late) await(index int64, read func() error) error {
+func (l *late) await(index int64, ahead bool, read func() error) error {
 	for began, asked := time.Now(), (time.Time{}); ; time.Sleep(lateLook) {
 		err := read()
 		switch {
@@ -40,7 +40,7 @@ func (l *late) await(index int64, read func() error) error {
 			return ErrLost
 		}
 		if time.Since(asked) > lateAsk {
-			l.ask(index)
+			l.ask(index, ahead)
 			asked = time.Now()
 		}
 	}
@@ -60,6 +60,6 @@ func (m *memory) announce(plan []uint32) {
 			continue
 		}
 		last[key] = true
-		c.late.ask(int64(at&(1<<56-1)) / chunkSize)
+		c.late.ask(int64(at&(1<<56-1))/chunkSize, true)
 	}
 }

@@ -63,8 +63,8 @@ func newMemory(size int64, layers []Layer, files []*os.File, wants *os.File) (*m
 // has reports whether a page is somewhere, and not just zeros.
 func (m *memory) has(page uint32) bool { return page < m.pages && m.where[page] != 0 }
 
-// read fills buf, a whole number of pages, with the pages from first on.
-func (m *memory) read(buf []byte, first uint32) error {
+// read fills buf, a whole number of pages, with the pages from first on; ahead: no machine waits for them.
+func (m *memory) read(buf []byte, first uint32, ahead bool) error {
 	for page := first; len(buf) > 0; page++ {
 		part := buf[:vmm.PageSize]
 		buf = buf[vmm.PageSize:]
@@ -73,7 +73,7 @@ func (m *memory) read(buf []byte, first uint32) error {
 			continue
 		}
 		at := m.where[page]
-		if _, err := m.layers[at>>56-1].ReadAt(part, int64(at&(1<<56-1))); err != nil {
+		if _, err := m.layers[at>>56-1].readAt(part, int64(at&(1<<56-1)), ahead); err != nil {
 			return fmt.Errorf("page %d of the memory: %w", page, err)
 		}
 	}

@@ -76,7 +76,7 @@ func TestAMemoryIsItsLayersEachUponTheOnesBefore(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make([]byte, 5*vmm.PageSize)
-	if err := m.read(got, 0); err != nil {
+	if err := m.read(got, 0, false); err != nil {
 		t.Fatal(err)
 	}
 	for i, want := range []byte{0, 1, 3, 0, 0} {

@@ -93,7 +93,7 @@ func (f *files) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadR
 	}
 	first := uint32(in.Offset / vmm.PageSize)
 	f.record(first, uint32(len(buf)/vmm.PageSize))
-	if err := f.memory.read(buf, first); err != nil {
+	if err := f.memory.read(buf, first, false); err != nil {
 		f.fail(err)
 		return nil, fuse.EIO
 	}
@@ -137,7 +137,7 @@ func (f *files) fetch(plan []uint32, store func(offset int64, data []byte) fuse.
 				n++
 			}
 			part := buf[:n*vmm.PageSize]
-			if err := f.memory.read(part, batch[0]); err != nil {
+			if err := f.memory.read(part, batch[0], true); err != nil {
 				return err
 			}
 			switch status := store(int64(batch[0])*vmm.PageSize, part); status {
