@@ -209,7 +209,6 @@ type journey struct {
 
 // start pulls what restores wait for, lends the snapshot and goes on by itself.
 func (j *journey) start(ctx context.Context, l *peer.Link, report func(Progress)) (Result, error) {
-	const op = "carry.Pull"
 	o := j.session.offer
 	res := Result{ID: o.ID, Size: o.size()}
 	for i, t := range j.session.terms {
