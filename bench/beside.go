@@ -22,8 +22,6 @@ const said = "ready"
 type subject struct {
 	name string
 	run  func(ctx context.Context) (time.Duration, error) // from the start to the first output
-	// apart makes the node hold machines ready, which would disturb the others: it is measured after them.
-	apart bool
 }
 
 // A series is what one subject took.
@@ -89,23 +87,14 @@ func subjects(ctx context.Context, n *node, root, dir string) (found []subject, 
 	} else {
 		absent = append(absent, "runc: "+firstLine(err.Error()))
 	}
-	var ends []func()
-	for _, s := range []struct{ name, runtime string }{
-		{"E2B SDK: create and first command", ""},
-		{"E2B SDK, on microvm: create and first command", "microvm"},
-	} {
-		run, end, err := sdk(ctx, n, s.runtime)
-		if err != nil {
-			absent = append(absent, s.name+": "+firstLine(err.Error()))
-			continue
-		}
-		found, ends = append(found, subject{name: s.name, run: run, apart: s.runtime != ""}), append(ends, end)
+	closeAll = func() {}
+	const name = "E2B SDK: create and first command"
+	if run, end, err := sdk(ctx, n, ""); err == nil {
+		found, closeAll = append(found, subject{name: name, run: run}), end
+	} else {
+		absent = append(absent, name+": "+firstLine(err.Error()))
 	}
-	return found, absent, func() {
-		for _, end := range ends {
-			end()
-		}
-	}
+	return found, absent, closeAll
 }
 
 // commandLine measures a command from its start to the first byte that it prints.

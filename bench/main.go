@@ -84,19 +84,16 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readm
 	subjects, absent, closeAll := subjects(ctx, node, root, dir)
 	defer closeAll()
 	rep.Absent = absent
-	together, apart := divide(subjects)
-	if rep.Beside, err = rounds(ctx, together, n); err != nil {
+	if rep.Beside, err = rounds(ctx, subjects, n); err != nil {
 		return err
 	}
 	for _, runtime := range []string{"gvisor", "worktree", "microvm"} {
 		n := n
-		if runtime == "microvm" { // last, since the node then holds machines ready
+		if runtime == "microvm" { // last, since the node holds machines ready from the first on
 			n = min(n, emulated)
-			more, err := rounds(ctx, apart, n)
-			if err != nil {
+			if err := rep.machines(ctx, node, n); err != nil {
 				return err
 			}
-			rep.Beside = append(rep.Beside, more...)
 		}
 		progress("atoll bench sandbox --runtime %s", runtime)
 		figures, err := node.output(ctx, "bench", "sandbox", "--runtime", runtime, "-n", fmt.Sprint(n), "-o", "json")
@@ -112,22 +109,41 @@ func bench(ctx context.Context, binary string, n int, jsonFile, tableFile, readm
 // emulated is how often machines are measured at most, which take seconds where they are emulated.
 const emulated = 10
 
+// pace is how long nothing is asked for, so that the pool is full.
+const pace = 3 * time.Second
+
 // rounds is interleave, announced.
 func rounds(ctx context.Context, subjects []subject, n int) ([]series, error) {
 	progress("%d rounds of: %s", n, names(subjects))
 	return interleave(ctx, subjects, n)
 }
 
-// divide tells the subjects that can be measured in turn from those that are measured apart.
-func divide(subjects []subject) (together, apart []subject) {
-	for _, s := range subjects {
-		if s.apart {
-			apart = append(apart, s)
-		} else {
-			together = append(together, s)
+// machines measures E2B's SDK on machines with a kernel of their own, if there are any: as fast as they come, which is
+// faster than an emulated pool is filled again, and at a pace at which it is full.
+func (r *report) machines(ctx context.Context, node *node, n int) error {
+	const name = "E2B SDK, on microvm"
+	run, end, err := sdk(ctx, node, "microvm")
+	if err != nil {
+		r.Absent = append(r.Absent, name+": "+firstLine(err.Error()))
+		return nil
+	}
+	defer end()
+	paced := func(ctx context.Context) (time.Duration, error) {
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(pace):
+			return run(ctx)
 		}
 	}
-	return together, apart
+	for _, s := range []subject{{name + ": create and first command, one after the other", run}, {name + fmt.Sprintf(": the same, one in %v", pace), paced}} {
+		more, err := rounds(ctx, []subject{s}, n)
+		if err != nil {
+			return err
+		}
+		r.Beside = append(r.Beside, more...)
+	}
+	return nil
 }
 
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }

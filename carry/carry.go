@@ -151,11 +151,13 @@ func (c *Carrier) Close() error {
 
 // Progress is how far a move is.
 type Progress struct {
-	Stage string        `json:"stage"`          // "sending", "rebuilding"
+	Stage string        `json:"stage"`          // "sending", "fetching"
 	Done  int64         `json:"done"`           // bytes of the thing itself
 	Total int64         `json:"total"`          // of the same
 	Wire  int64         `json:"wire"`           // bytes that were sent
 	Left  time.Duration `json:"left,omitempty"` // as it goes now; 0: not known yet
+	// Waiting says why nothing goes on; it does when that has passed. Empty when it goes on.
+	Waiting string `json:"waiting,omitempty"`
 }
 
 // Result is what a move took.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -49,101 +48,6 @@ func (c *Carrier) Push(ctx context.Context, kind Kind, ref, to string, report fu
 	return c.push(ctx, it, func(ctx context.Context) (*peer.Link, error) { return c.group.Link(ctx, p) }, report)
 }
 
-// Pull has a peer send something to this node. report may be nil.
-func (c *Carrier) Pull(ctx context.Context, kind Kind, ref, from string, report func(Progress)) (Result, error) {
-	const op = "carry.Pull"
-	if from == StoreName {
-		return c.fromStore(ctx, kind, ref, report)
-	}
-	p, err := c.group.Find(from)
-	if err != nil {
-		return Result{}, err
-	}
-	if res, done, err := c.pullNear(ctx, kind, ref, p, report); done || err != nil {
-		return res, err
-	}
-	end, err := c.group.Turn(ctx, p)
-	if err != nil {
-		return Result{}, err
-	}
-	defer end()
-	l, err := c.group.Link(ctx, p)
-	if err != nil {
-		return Result{}, err
-	}
-	body, err := json.Marshal(pullRequest{kind, ref})
-	if err != nil {
-		return Result{}, sandbox.E(op, sandbox.Invalid, ref, err)
-	}
-	resp, err := l.Do(ctx, http.MethodPost, "/carry/v1/pulls", bytes.NewReader(body))
-	if err != nil {
-		return Result{}, err
-	}
-	defer resp.Body.Close()
-	for dec := json.NewDecoder(resp.Body); ; {
-		var line pullLine
-		if err := dec.Decode(&line); err != nil {
-			return Result{}, fail(op, ref, sandbox.Unavailable, fmt.Errorf("the node hung up: %w", err))
-		}
-		switch {
-		case line.Error != nil:
-			return Result{}, &sandbox.Err{Op: op, Kind: line.Error.Kind, Subject: ref, Err: fmt.Errorf("%s", line.Error.Detail), Hint: line.Error.Hint}
-		case line.Result != nil:
-			return *line.Result, nil
-		case line.Progress != nil && report != nil:
-			report(*line.Progress)
-		}
-	}
-}
-
-type pullRequest struct {
-	Kind Kind   `json:"kind"`
-	Ref  string `json:"ref"`
-}
-
-// pullLine is one line of the answer to a pull: one of its fields.
-type pullLine struct {
-	Progress *Progress  `json:"progress,omitempty"`
-	Result   *Result    `json:"result,omitempty"`
-	Error    *pullError `json:"error,omitempty"`
-}
-
-type pullError struct {
-	Kind   sandbox.Kind `json:"kind"`
-	Detail string       `json:"detail"`
-	Hint   string       `json:"hint,omitempty"`
-}
-
-// servePull pushes what a peer asks for, over the connections that it turned round.
-func (c *Carrier) servePull(w http.ResponseWriter, r *http.Request) {
-	var req pullRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&req); err != nil {
-		peer.Fail(w, sandbox.E("carry.Pull", sandbox.Invalid, "", err))
-		return
-	}
-	it, err := c.find(r.Context(), req.Kind, req.Ref)
-	if err != nil {
-		peer.Fail(w, err)
-		return
-	}
-	var mu sync.Mutex
-	enc, rc := json.NewEncoder(w), http.NewResponseController(w)
-	say := func(line pullLine) {
-		mu.Lock()
-		defer mu.Unlock()
-		_ = enc.Encode(line) // a peer that has gone ends the request's context
-		_ = rc.Flush()
-	}
-	from := peer.From(r.Context())
-	res, err := c.push(r.Context(), it, func(ctx context.Context) (*peer.Link, error) { return c.group.Turned(ctx, from) },
-		func(p Progress) { say(pullLine{Progress: &p}) })
-	if err != nil {
-		say(pullLine{Error: &pullError{sandbox.KindOf(err), err.Error(), sandbox.HintOf(err)}})
-		return
-	}
-	say(pullLine{Result: &res})
-}
-
 // push tries until it is done, fails for a reason that will not pass, or nothing got through for as long as the carrier's
 // patience.
 func (c *Carrier) push(ctx context.Context, it *item, link func(context.Context) (*peer.Link, error), report func(Progress)) (Result, error) {
@@ -173,6 +77,9 @@ func (c *Carrier) push(ctx context.Context, it *item, link func(context.Context)
 			return Result{}, err
 		}
 		c.cfg.Log.Warn("a push was broken off and goes on", "kind", it.Kind, "id", it.ID, "error", err)
+		if report != nil {
+			report(Progress{Stage: "sending", Total: it.size(), Wire: wire, Waiting: err.Error()})
+		}
 		select {
 		case <-ctx.Done():
 			return Result{}, sandbox.E("carry.Push", "", it.ID, ctx.Err())
@@ -197,11 +104,6 @@ type sending struct {
 	held    []heldChunk // chunks that may yet travel with the manifest
 	holding int         // bytes of these
 	group   uploads
-}
-
-type heldChunk struct {
-	id   chunk.ID
-	data []byte
 }
 
 func (s *sending) path(rest string) string { return "/carry/v1/sessions/" + s.terms.Session + rest }
@@ -377,112 +279,6 @@ func (c *counted) ReadAt(p []byte, off int64) (int, error) {
 			return n, err
 		}
 	}
-}
-
-// cutter cuts a delta into chunks and sees that they are sent.
-type cutter struct {
-	s     *sending
-	ctx   context.Context
-	part  chunk.Part
-	whole *blake3.Hasher
-	buf   []byte
-}
-
-func (c *cutter) Write(p []byte) (int, error) {
-	n := len(p)
-	_, _ = c.whole.Write(p) // a hash does not fail
-	for len(p) > 0 {
-		if c.buf == nil {
-			c.buf = make([]byte, 0, cutSize)
-		}
-		k := min(len(p), cutSize-len(c.buf))
-		c.buf, p = append(c.buf, p[:k]...), p[k:]
-		if len(c.buf) == cutSize {
-			if err := c.flush(); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return n, nil
-}
-
-func (c *cutter) flush() error {
-	if len(c.buf) == 0 {
-		return nil
-	}
-	data := c.buf
-	c.buf = nil // the upload has it now
-	id := chunk.Sum(data)
-	c.part.Chunks = append(c.part.Chunks, chunk.Ref{ID: id, Size: len(data)})
-	c.part.Size += int64(len(data))
-	return c.s.offerChunk(c.ctx, heldChunk{id, data})
-}
-
-// offerChunk keeps the first chunks back, and sends them once they are too many to travel with the manifest.
-func (s *sending) offerChunk(ctx context.Context, h heldChunk) error {
-	s.held, s.holding = append(s.held, h), s.holding+len(h.data)
-	if s.holding <= inline {
-		return nil
-	}
-	batch := s.held
-	s.held = nil // holding stays: from here on nothing is kept back
-	if s.terms.Staged {
-		lacking, err := s.lacking(ctx, batch)
-		if err != nil {
-			return err
-		}
-		batch = lacking
-	}
-	for _, h := range batch {
-		if err := s.group.run(ctx, func() error { return s.upload(ctx, h) }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// lacking returns which chunks the other end does not have from an earlier attempt.
-func (s *sending) lacking(ctx context.Context, batch []heldChunk) ([]heldChunk, error) {
-	ids := make([]chunk.ID, len(batch))
-	for i, h := range batch {
-		ids[i] = h.id
-	}
-	var missing []chunk.ID
-	if err := s.link.Call(ctx, http.MethodPost, s.path("/missing"), ids, &missing); err != nil {
-		return nil, err
-	}
-	want := make(map[chunk.ID]bool, len(missing))
-	for _, id := range missing {
-		want[id] = true
-	}
-	var out []heldChunk
-	for _, h := range batch {
-		if want[h.id] {
-			out = append(out, h)
-		}
-	}
-	return out, nil
-}
-
-func (s *sending) upload(ctx context.Context, h heldChunk) error {
-	if err := s.c.cfg.Pacer.Wait(ctx, pace.Migration, len(h.data)); err != nil {
-		return err
-	}
-	began := time.Now()
-	resp, err := s.link.Do(ctx, http.MethodPut, s.path("/chunks/"+h.id.String()), bytes.NewReader(h.data))
-	for range maxRetries { // one connection of several may be lost
-		if !sandbox.Is(err, sandbox.Unavailable) || s.link.Flows() == 0 || ctx.Err() != nil {
-			break
-		}
-		resp, err = s.link.Do(ctx, http.MethodPut, s.path("/chunks/"+h.id.String()), bytes.NewReader(h.data))
-	}
-	if err != nil {
-		return err
-	}
-	_ = resp.Body.Close()
-	s.wire.Add(int64(len(h.data)))
-	s.c.meter.Sent(int64(len(h.data)), began)
-	return nil
 }
 
 // commit sends the manifest and the chunks that were kept back, and has everything rebuilt.

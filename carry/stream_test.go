@@ -2,6 +2,7 @@ package carry_test
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"testing"
 	"time"
@@ -119,8 +120,8 @@ func TestAStreamThatIsBrokenOffLeavesNothingAndTheRestArrives(t *testing.T) {
 	}
 }
 
-// A line that is dead for a while, so that nothing answers, costs the wait and nothing else. The patience of a push in
-// production is minutes.
+// A line that is dead for a while, so that nothing answers, costs the wait, of which the reason is said, and nothing else. The
+// patience of a push in production is minutes.
 func TestALinkThatIsDeadForAWhileAndBackLosesNothing(t *testing.T) {
 	a, b := newHost(t, "a", 0), newHost(t, "b", 0)
 	wire := newCutter(t, b.Addr)
@@ -131,9 +132,14 @@ func TestALinkThatIsDeadForAWhileAndBackLosesNothing(t *testing.T) {
 	wire.drop()
 	back := time.AfterFunc(1500*time.Millisecond, func() { wire.dead.Store(false) })
 	defer back.Stop()
-	id := l.next(100_000)
-	push(t, a, id)
+	id, why := l.next(100_000), ""
+	if _, err := a.Push(ctx, carry.Snapshot, id, "b", func(p carry.Progress) { why = cmp.Or(p.Waiting, why) }); err != nil {
+		t.Fatal(err)
+	}
 	same(t, a, b, id)
+	if why == "" {
+		t.Error("nobody is told why it waits")
+	}
 	if wire.refused.Load() == 0 {
 		t.Error("the line was not dead")
 	}

@@ -224,7 +224,22 @@ func (g *Group) Forget(ref string) error {
 
 func (g *Group) file(id string) string { return filepath.Join(g.cfg.Dir, id+".json") }
 
-// add trusts a peer from now on.
+// named returns which node is called so: this one or a peer.
+func (g *Group) named(name string) (id string, ok bool) {
+	if name == g.cfg.Name {
+		return g.id, true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, p := range g.peers {
+		if p.Name == name {
+			return p.ID, true
+		}
+	}
+	return "", false
+}
+
+// add trusts a peer from now on, whose name must be its own.
 func (g *Group) add(p Peer) error {
 	const op = "peer.Join"
 	if err := p.check(); err != nil {
@@ -232,6 +247,10 @@ func (g *Group) add(p Peer) error {
 	}
 	if p.ID == g.id {
 		return sandbox.Errorf(op, sandbox.Invalid, p.ID, "a node cannot join itself")
+	}
+	if id, taken := g.named(p.Name); taken && id != p.ID {
+		return sandbox.Errorf(op, sandbox.Conflict, p.Name, "a node of this name is known already, which is another one: %s", id).
+			WithHint("`atoll node rm` it if it is gone, or start one of the two with another `atoll up --name`")
 	}
 	p.Joined = g.cfg.Now().UTC().Truncate(time.Second)
 	data, err := json.Marshal(p)

@@ -71,6 +71,34 @@ func TestJoinedNodesKnowEachOtherBothWays(t *testing.T) {
 	}
 }
 
+// A name leads to one node: it is refused at either end when it is another's already, and free again when that is forgotten.
+func TestANameIsOfOneNode(t *testing.T) {
+	a, b, twin := peertest.Listen(t, "a", hello, nil), peertest.Listen(t, "b", hello, nil), peertest.Listen(t, "b", hello, nil)
+	peertest.Join(t, a, b, b.Addr)
+	join := func(from, to *peertest.Node) error {
+		token, err := to.Token()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = from.Join(ctx, to.Addr, token)
+		return err
+	}
+	for _, pair := range [][2]*peertest.Node{{twin, a}, {a, twin}, {twin, b}} {
+		if err := join(pair[0], pair[1]); !sandbox.Is(err, sandbox.Conflict) || sandbox.HintOf(err) == "" {
+			t.Errorf("a second node is called b: %v", err)
+		}
+	}
+	if err := join(a, b); err != nil {
+		t.Errorf("the same node joins again: %v", err)
+	}
+	if err := a.Forget("b"); err != nil {
+		t.Fatal(err)
+	}
+	if err := join(a, twin); err != nil {
+		t.Error(err)
+	}
+}
+
 // conformance: S1
 func TestATokenIsGoodOnceAndForItsNodeOnly(t *testing.T) {
 	a, b, c := peertest.Listen(t, "a", hello, nil), peertest.Listen(t, "b", hello, nil), peertest.Listen(t, "c", hello, nil)

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -53,7 +54,11 @@ var _ chunk.Store = (*Bucket)(nil)
 func Open(ctx context.Context, url string, o Options) (*Bucket, error) {
 	b, err := blob.OpenBucket(ctx, url)
 	if err != nil {
-		return nil, sandbox.E("bucket.Open", sandbox.Invalid, url, err).WithHint("a bucket is s3://NAME, azblob://CONTAINER or file:///DIR")
+		hint := "a bucket is s3://NAME, azblob://CONTAINER or file:///DIR"
+		if errors.Is(err, fs.ErrNotExist) {
+			hint = "make the directory first"
+		}
+		return nil, sandbox.E("bucket.Open", sandbox.Invalid, url, err).WithHint(hint)
 	}
 	return New(b, o), nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 	"time"
 
@@ -141,6 +142,10 @@ func TestOpenRefusesWhatIsNoBucket(t *testing.T) {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
+	if _, err := bucket.Open(context.Background(), "file:///no/such/directory", bucket.Options{}); !strings.Contains(sandbox.HintOf(err), "make the directory") {
+		t.Errorf("%v, %s", err, sandbox.HintOf(err))
+	}
+
 }
 
 func TestAServerThatIsGoneIsUnavailable(t *testing.T) {

@@ -96,8 +96,13 @@ func (a *app) benchDeltaCommand() *cobra.Command {
 			if err := f.check(); err != nil {
 				return err
 			}
-			if bandwidth <= 0 {
+			switch {
+			case !(bandwidth > 0) || math.IsInf(bandwidth, 1): // also no number at all
 				return usageError("", "", "--bandwidth must be more than 0")
+			case thirty && d.method != autoMethod:
+				return usageError("", "", "--thirty-percent decides between methods: it goes with --method auto")
+			case d.options.Random && d.method == transfer.Whole.String():
+				return usageError("", "", "--random is of deltas: it does not go with --method whole")
 			}
 			d.link.Bandwidth = bandwidth * 1e6 / 8
 			if thirty {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // bencher runs atoll in this process and returns its exit code and output.
@@ -55,9 +57,14 @@ func TestBenchDeltaVerifiesWhatItMeasures(t *testing.T) {
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
+	pipe := filepath.Join(dir, "pipe") // to which nobody writes
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, args := range [][]string{
 		{oldFile}, {oldFile, "nosuch"}, {dir, newFile}, {oldFile, newFile, "--method", "magic"}, {oldFile, newFile, "--bandwidth", "0"},
-		{oldFile, newFile, "--frame", "1"}, {oldFile, newFile, "-o", "xml"},
+		{oldFile, newFile, "--frame", "1"}, {oldFile, newFile, "-o", "xml"}, {pipe, newFile}, {oldFile, newFile, "--bandwidth", "nan"},
+		{oldFile, newFile, "--thirty-percent"}, {oldFile, newFile, "--random", "--method", "whole"},
 	} {
 		if code, _, errs := bencher(t, args...); code != 1 || errs == "" {
 			t.Errorf("%v: %d, %q", args, code, errs)

@@ -155,7 +155,7 @@ func (a *app) carry(ctx context.Context, f *format, req native.CarryRequest) err
 		verb = "pulling "
 	}
 	shown := a.bar(verb + req.Ref)
-	res, err := b.Carry(ctx, req, func(p carry.Progress) { shown.report(progressOf(p)) })
+	res, err := b.Carry(ctx, req, a.moving(shown))
 	shown.done()
 	if err != nil {
 		return err
@@ -168,6 +168,19 @@ func (a *app) carry(ctx context.Context, f *format, req native.CarryRequest) err
 		fmt.Fprintf(a.stderr, "%s of %s sent in %s\n", formatBytes(res.Wire), formatBytes(res.Size), res.Took.Round(time.Millisecond))
 	}
 	return nil
+}
+
+// moving returns what shows how far a move is, and says, without a terminal too, why it waits: once for each reason.
+func (a *app) moving(shown *bar) func(carry.Progress) {
+	said := ""
+	return func(p carry.Progress) {
+		if p.Waiting != "" && p.Waiting != said {
+			said = p.Waiting
+			shown.done()
+			fmt.Fprintf(a.stderr, "atoll: waiting, and trying again: %s\n", printable(said))
+		}
+		shown.report(progressOf(p))
+	}
 }
 
 // progressOf is what a bar shows of a move.
@@ -216,7 +229,7 @@ func (a *app) migrateCommand() *cobra.Command {
 				return err
 			}
 			shown := a.bar("moving " + args[0])
-			res, err := b.Migrate(cmd.Context(), args[0], args[1], func(p carry.Progress) { shown.report(progressOf(p)) })
+			res, err := b.Migrate(cmd.Context(), args[0], args[1], a.moving(shown))
 			shown.done()
 			if err != nil {
 				return err

@@ -109,15 +109,21 @@ func TestTheOwnersDeathAtAnyStepOfAMoveLeavesOneMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh(t, r, s.ID, "echo 0 > /dev/shm/n; (while :; do n=$(cat /dev/shm/n); echo $((n+1)) > /dev/shm/m; mv /dev/shm/m /dev/shm/n; done) > /dev/null 2>&1 &")
-	for _, c := range []struct {
+	for i, c := range []struct {
 		step string
 		want sandbox.State
 	}{
 		{"monitor waits for a machine", sandbox.Running}, {stepMiddle, sandbox.Running}, {"machine sent", sandbox.Running},
 		{"machine on record as sent", sandbox.Paused}, {"machine runs", sandbox.Paused},
 	} {
-		state := t.TempDir()
-		if err := r.Snapshot(t.Context(), s.ID, state, sandbox.SnapshotOptions{}); err != nil {
+		state, ahead := t.TempDir(), i%2 == 0
+		if err := r.Snapshot(t.Context(), s.ID, state, sandbox.SnapshotOptions{Ahead: ahead}); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Restore(t.Context(), spec(t, "other"), state); ahead != sandbox.Is(err, sandbox.Invalid) {
+			t.Errorf("a snapshot without what has changed, %v, is restored: %v", ahead, err)
+		}
+		if err := r.Destroy(t.Context(), "other"); err != nil {
 			t.Fatal(err)
 		}
 		r.Abandon()
