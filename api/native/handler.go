@@ -139,8 +139,11 @@ func onStream[In, P, R any](method, path, summary string, do func(*call, In, fun
 					return err
 				}
 			} else {
-				// The work reads the body while progress is being written.
+				// The work reads the body while progress is being written. What it leaves is
+				// read here: the server would do so after it has ceased to watch the
+				// connection, watch it again at the body's end, and panic at the next request.
 				_ = http.NewResponseController(c.w).EnableFullDuplex()
+				defer c.r.Body.Close()
 			}
 			serveProgress(c.ctx, c.w, func(ctx context.Context, report func(P)) (R, error) {
 				c.ctx = ctx

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"io"
+	"log"
 	"log/slog"
 	"net"
 	"net/http/httptest"
@@ -38,6 +39,14 @@ type world struct {
 	root  string // the secret of the root key
 }
 
+// complaints is where the server tells of its own failures: it has none.
+type complaints struct{ t *testing.T }
+
+func (c complaints) Write(p []byte) (int, error) {
+	c.t.Errorf("the server complains: %s", p)
+	return len(p), nil
+}
+
 func newWorld(t *testing.T) *world {
 	t.Helper()
 	dir := t.TempDir()
@@ -60,10 +69,10 @@ func newWorld(t *testing.T) *world {
 	if w.keys, err = tenant.OpenKeys(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
-	log := slog.New(slog.DiscardHandler)
+	quiet := slog.New(slog.DiscardHandler)
 	n, err := node.Open(t.Context(), node.Config{
 		Dir: dir, DB: db, Runtimes: []sandbox.Runtime{w.fake.Open(fake.Config{})}, Images: images, Snapshots: snapshots,
-		NetworkError: errors.New("no network in this test"), Log: log,
+		NetworkError: errors.New("no network in this test"), Log: quiet,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +86,9 @@ func newWorld(t *testing.T) *world {
 	if w.root, _, err = w.keys.Create(t.Context(), tenant.DefaultTeam, tenant.RootKey); err != nil {
 		t.Fatal(err)
 	}
-	srv := httptest.NewServer(New(Config{Node: n, Keys: w.keys, Log: log}))
+	srv := httptest.NewUnstartedServer(New(Config{Node: n, Keys: w.keys, Log: quiet}))
+	srv.Config.ErrorLog = log.New(complaints{t}, "", 0)
+	srv.Start()
 	t.Cleanup(srv.Close)
 	w.url = srv.URL
 	return w

@@ -2,7 +2,7 @@
 set -euo pipefail
 
 fail() {
-	printf 'FAILED at line %s: %s\n' "${BASH_LINENO[1]:-?}" "$*" >&2
+	printf '%s\nFAILED at line %s\n' "$*" "${BASH_LINENO[1]:-?}" >&2 # last, for of a long text only the end is shown
 	exit 1
 }
 
@@ -10,7 +10,7 @@ fail() {
 equal() { [[ $1 == "$2" ]] || fail "got '$1', want '$2'"; }
 
 # has TEXT PATTERN: the extended regular expression occurs in the text.
-has() { grep -qE -- "$2" <<<"$1" || fail "'$2' does not occur in: $1"; }
+has() { grep -qE -- "$2" <<<"$1" || fail "in: $1"$'\n'"'$2' does not occur there"; }
 
 # fails CODE PATTERN COMMAND...: it ends with the code and its errors match.
 fails() {
