@@ -51,10 +51,16 @@ func TestASandboxIsReachedAndMendedWhileAForkBombHoldsItsLimit(t *testing.T) {
 			t.Fatalf("a command says %q, %v", out.Stdout, err)
 		}
 	}
-	// A login shell forks, too.
-	out, err := client.Run(t.Context(), guest.Command{Args: []string{"/bin/bash", "-l", "-c", "echo $(echo in a shell)"}})
-	if err != nil || strings.TrimSpace(string(out.Stdout)) != "in a shell" {
-		t.Fatalf("a shell says %q %q, %v", out.Stdout, out.Stderr, err)
+	// A login shell forks, too. One that finds a process of the bomb just gone takes
+	// its place and then has to share the limit with the rest: it is asked again.
+	for try := 1; ; try++ {
+		out, err := client.Run(t.Context(), guest.Command{Args: []string{"/bin/bash", "-l", "-c", "echo $(echo in a shell)"}})
+		if err == nil && strings.TrimSpace(string(out.Stdout)) == "in a shell" {
+			break
+		}
+		if err != nil || try == 5 {
+			t.Fatalf("a shell says %q %q, %v", out.Stdout, out.Stderr, err)
+		}
 	}
 	if n := pids(); n > limit {
 		t.Errorf("%d processes under a limit of %d", n, limit)
