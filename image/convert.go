@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/zeebo/blake3"
 
@@ -43,9 +42,9 @@ func (s *Store) convert(ctx context.Context, from conversion, record func(sandbo
 		}
 	}
 	u.ignore = from.ignore
-	for _, f := range from.layers {
+	for i, f := range from.layers {
 		if err := u.addFile(ctx, f); err != nil {
-			return badArchive(filepath.Base(f.Name()), err)
+			return badArchive(fmt.Sprintf("layer %d of %d", i+1, len(from.layers)), err)
 		}
 	}
 	if err := u.tree.makeWorkdir(from.workdir); err != nil {
