@@ -695,6 +695,21 @@ func twoQ8_0(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, 
 //go:noescape
 func twoIQ4_NL(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
 
+// twoIQ4_XS adds the products of w0 and of w1, 16 packed rows of IQ4_XS each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoIQ4_XS(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ4_K adds the products of w0 and of w1, 16 packed rows of Q4_K each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ4_K(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
+// twoQ5_K adds the products of w0 and of w1, 16 packed rows of Q5_K each, with 8 tokens. Those of w1 go to dst 16 floats on.
+//
+//go:noescape
+func twoQ5_K(dst *float32, stride int, w0 *byte, w1 *byte, q *int8, d *float32, s *uint32, blocks int, ahead int)
+
 // tiles1x1 writes the products of units of 32 columns: of x0 with w0 and w1, and of x1 with both, each [16 tokens][16 rows].
 // A unit has 1 BF16 for each weight and 1 for each activation.
 //

@@ -67,6 +67,9 @@ var twoKernels = map[Type]twoKernel{
 	Q5_1:   twoQ5_1,
 	Q8_0:   twoQ8_0,
 	IQ4_NL: twoIQ4_NL,
+	IQ4_XS: twoIQ4_XS,
+	Q4_K:   twoQ4_K,
+	Q5_K:   twoQ5_K,
 }
 
 var expanders = map[Type]expander{

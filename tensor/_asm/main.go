@@ -51,7 +51,7 @@ func main() {
 	}
 	var twos strings.Builder
 	for _, f := range formats {
-		if f.units == 1 { // of blocks with more the code would not fit the cache of instructions
+		if f.parts == 1 { // two parts have more sums than there are registers
 			fmt.Fprintf(&twos, "%s: %s,\n", f.name, two(f))
 		}
 	}

@@ -9,29 +9,36 @@ import (
 )
 
 // two writes the kernel that multiplies two groups of rows with eight tokens, as two of dot's would, to the bit. What
-// holds those up is that each product reads its activations from memory; here two share them. The registers suffice for the sums
-// of whole numbers of four tokens, so that weights are taken apart twice. It returns the name.
+// holds those up is that each product reads its activations from memory; here two share them, and the sixteen sums of whole
+// numbers under way are more than the products' latency. The registers hold those and the results of the first group; the
+// second's are on the stack. It returns the name.
 func two(f format) string {
-	const tokens, groups, each = 8, 2, 4
+	const tokens = 8
 	name := "two" + f.name
 	TEXT(name, NOSPLIT, "func(dst *float32, stride int, w0, w1 *byte, q *int8, d *float32, s *uint32, blocks, ahead int)")
 	Pragma("noescape")
 	Doc(fmt.Sprintf("%s adds the products of w0 and of w1, 16 packed rows of %s each, with %d tokens. Those of w1 go to dst 16 floats on.", name, f.name, tokens))
 	k := &kernel{context: context{vectors: vectors{wide: true}}, f: f, tokens: tokens}
-	w := [groups]Register{Load(Param("w0"), GP64()), Load(Param("w1"), GP64())}
+	w := [2]Register{Load(Param("w0"), GP64()), Load(Param("w1"), GP64())}
 	k.q, k.d, k.s = Load(Param("q"), GP64()), Load(Param("d"), GP64()), Load(Param("s"), GP64())
 	blocks, fetch := Load(Param("blocks"), GP64()), newFetcher(tokens)
 	k.acc = make([][]VecVirtual, tokens)
+	stack := AllocLocal(tokens * 64)
 	// A group's results lie where dot's halves would, if those were of 16 rows.
-	results(tokens, []int{0, 2}, k.vectors, func(t, _ int, m Mem) { k.acc[t] = append(k.acc[t], k.load(m)) })
+	results(tokens, []int{0, 2}, k.vectors, func(t, g int, m Mem) {
+		r := k.load(m)
+		if g == 0 {
+			k.acc[t] = []VecVirtual{r}
+		} else {
+			VMOVUPS(r, stack.Offset(64*t))
+		}
+	})
 	if f.biased == 0 {
 		k.nothing = k.zero()
 	}
 	Label("block")
 	for u := range f.units {
-		for first := 0; first < tokens; first += each {
-			k.twice(w, u, first, first+each)
-		}
+		k.twice(w, u, stack)
 		for g := range w {
 			fetch.prefetch(g, w[g], u*f.bytes*16/f.units, (u+1)*f.bytes*16/f.units)
 		}
@@ -44,16 +51,22 @@ func two(f format) string {
 	}
 	DECQ(blocks)
 	JNZ(LabelRef("block"))
-	results(tokens, []int{0, 2}, k.vectors, func(t, h int, m Mem) { VMOVUPS(k.acc[t][h], m) })
+	results(tokens, []int{0, 2}, k.vectors, func(t, g int, m Mem) {
+		if g == 0 {
+			VMOVUPS(k.acc[t][0], m)
+		} else {
+			VMOVUPS(k.load(stack.Offset(64*t)), m)
+		}
+	})
 	VZEROUPPER()
 	RET()
 	return name
 }
 
-// twice adds 32 columns of two groups for tokens from to end-1.
-func (k *kernel) twice(w [2]Register, u, from, end int) {
+// twice adds 32 columns of two groups.
+func (k *kernel) twice(w [2]Register, u int, stack Mem) {
 	sums := make([][2]VecVirtual, k.tokens)
-	for t := from; t < end; t++ {
+	for t := range sums {
 		for g := range w {
 			if k.f.biased == 0 {
 				sums[t][g] = k.load(k.nothing)
@@ -69,7 +82,7 @@ func (k *kernel) twice(w [2]Register, u, from, end int) {
 			k.w = w[g]
 			quads[g] = k.f.quad(&k.context, u, j)
 		}
-		for t := from; t < end; t++ {
+		for t := range sums {
 			b := ZMM()
 			VPBROADCASTD(k.activation(u, t, j), b)
 			for g := range w {
@@ -80,19 +93,28 @@ func (k *kernel) twice(w [2]Register, u, from, end int) {
 	for g := range w {
 		k.w = w[g]
 		scale := k.f.scale(&k.context, u, 0)
-		for t := from; t < end; t++ {
+		var offset VecVirtual
+		if k.f.offset != nil {
+			offset = k.f.offset(&k.context, u, 0)
+		}
+		for t := range sums {
 			k.mul(scale, k.float(sums[t][g]))
-			VFMADD231PS_BCST(k.step(u, t), sums[t][g], k.acc[t][g])
-		}
-		if k.f.offset == nil {
-			continue
-		}
-		offset := k.f.offset(&k.context, u, 0)
-		for t := from; t < end; t++ {
-			if k.f.below {
-				VFNMADD231PS_BCST(k.sum(u, t, 0), offset, k.acc[t][g])
+			var acc VecVirtual
+			if g == 0 {
+				acc = k.acc[t][0]
 			} else {
-				VFMADD231PS_BCST(k.sum(u, t, 0), offset, k.acc[t][g])
+				acc = k.load(stack.Offset(64 * t))
+			}
+			VFMADD231PS_BCST(k.step(u, t), sums[t][g], acc)
+			switch {
+			case k.f.offset == nil:
+			case k.f.below:
+				VFNMADD231PS_BCST(k.sum(u, t, 0), offset, acc)
+			default:
+				VFMADD231PS_BCST(k.sum(u, t, 0), offset, acc)
+			}
+			if g != 0 {
+				VMOVUPS(acc, stack.Offset(64*t))
 			}
 		}
 	}
