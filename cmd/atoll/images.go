@@ -107,6 +107,9 @@ func (a *app) imageImportCommand() *cobra.Command {
 				}
 				defer file.Close()
 				if info, err := file.Stat(); err == nil {
+					if info.IsDir() {
+						return usageError(args[0], "pack it: tar -C "+args[0]+" -c . | atoll image import - NAME", "a folder is not an archive")
+					}
 					total = info.Size()
 				}
 				in = file

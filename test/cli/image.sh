@@ -36,6 +36,7 @@ atoll image import "$TMPDIR/root.tar" imported:1 >/dev/null
 has "$(atoll image ls)" 'imported:1'
 head -c 100000 /dev/urandom >"$TMPDIR/noise.tar"
 fails 1 'noise|archive|tar' atoll image import "$TMPDIR/noise.tar" noise:1
+fails 1 'folder' atoll image import "$TMPDIR" folder:1
 
 # The host's own system.
 equal "$(atoll run --rm host -- sh -c 'echo $((1 + 1))')" 2
