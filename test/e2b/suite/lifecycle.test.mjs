@@ -26,7 +26,7 @@ test('a sandbox paused without its memory boots anew with its files', async () =
   const sbx = await create()
   const boot = () => sbx.files.read('/proc/sys/kernel/random/boot_id')
   await sbx.files.write('kept', 'on disk')
-  await sbx.commands.run('sudo rm /etc/issue /etc/debian_version && sudo mv /etc/motd /etc/moved && sleep 3000 >/dev/null 2>&1 &')
+  await sbx.commands.run('sudo rm /etc/issue /etc/debian_version && sudo mv /etc/motd /etc/moved && { sleep 3000 >/dev/null 2>&1 & }')
   const before = await boot()
   for (const round of [1, 2]) {
     assert.equal(await sbx.pause({ keepMemory: false }), true)
