@@ -145,7 +145,6 @@ func TestOpenRefusesWhatIsNoBucket(t *testing.T) {
 	if _, err := bucket.Open(context.Background(), "file:///no/such/directory", bucket.Options{}); !strings.Contains(sandbox.HintOf(err), "make the directory") {
 		t.Errorf("%v, %s", err, sandbox.HintOf(err))
 	}
-
 }
 
 func TestAServerThatIsGoneIsUnavailable(t *testing.T) {

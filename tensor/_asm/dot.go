@@ -183,14 +183,19 @@ func (k *kernel) unitWide(u, h int) {
 		}
 		VFMADD231PS_BCST(k.step(u, t), sum, k.acc[t][h])
 		for part := range k.f.parts {
-			switch {
-			case k.f.offset == nil:
-			case k.f.below:
-				VFNMADD231PS_BCST(k.sum(u, t, part), offset[part], k.acc[t][h])
-			default:
-				VFMADD231PS_BCST(k.sum(u, t, part), offset[part], k.acc[t][h])
-			}
+			k.addOffset(u, t, part, offset[part], k.acc[t][h])
 		}
+	}
+}
+
+// addOffset adds to acc what a part's numbers have added, times the sum of a token's activations; offset is nil if nothing.
+func (k *kernel) addOffset(u, t, part int, offset, acc VecVirtual) {
+	switch {
+	case offset == nil:
+	case k.f.below:
+		VFNMADD231PS_BCST(k.sum(u, t, part), offset, acc)
+	default:
+		VFMADD231PS_BCST(k.sum(u, t, part), offset, acc)
 	}
 }
 

@@ -106,13 +106,7 @@ func (k *kernel) twice(w [2]Register, u int, stack Mem) {
 				acc = k.load(stack.Offset(64 * t))
 			}
 			VFMADD231PS_BCST(k.step(u, t), sums[t][g], acc)
-			switch {
-			case k.f.offset == nil:
-			case k.f.below:
-				VFNMADD231PS_BCST(k.sum(u, t, 0), offset, acc)
-			default:
-				VFMADD231PS_BCST(k.sum(u, t, 0), offset, acc)
-			}
+			k.addOffset(u, t, 0, offset, acc)
 			if g != 0 {
 				VMOVUPS(acc, stack.Offset(64*t))
 			}
